@@ -4,6 +4,10 @@ Reproduce GPT-2 (124M) from nothing, to be read top to bottom.
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
+import json
+import os
+import re
+import sys
 from dataclasses import dataclass
 
 import torch.nn as nn
@@ -62,8 +66,30 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
+    @classmethod
+    def from_pretrained(cls, name):
+        """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
+        from huggingface_hub import snapshot_download
+        from safetensors.torch import load_file
+        files = ["config.json", "model.safetensors"]  # never pytorch_model.bin, which is a pickle
+        path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
+        with open(os.path.join(path, files[0]), encoding="utf-8") as f:
+            hf = json.load(f)
+        model = cls(GPTConfig(hf["n_positions"], hf["vocab_size"], hf["n_layer"], hf["n_head"], hf["n_embd"]))
+        weights = load_file(os.path.join(path, files[1]))
+        state = {}
+        for key, w in weights.items():
+            # OpenAI's linear layers are called Conv1D and store (in, out); nn.Linear stores (out, in)
+            conv1d = key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+            if not key.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, a constant
+                state[re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key)] = w.t() if conv1d else w
+        state.setdefault("lm_head.weight", state.get("transformer.wte.weight"))
+        model.load_state_dict(state)
+        return model
+
 def main():
-    model = GPT(GPTConfig())
+    # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
+    model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
 if __name__ == "__main__":
