@@ -10,7 +10,9 @@ import re
 import sys
 from dataclasses import dataclass
 
+import torch
 import torch.nn as nn
+from torch.nn import functional as F
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -32,6 +34,20 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values of all heads, one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        mask = torch.tril(torch.ones(config.block_size, config.block_size, dtype=torch.bool))
+        self.register_buffer("mask", mask, persistent=False)  # (T, T): row i may look at columns 0 to i
+
+    def forward(self, x):
+        B, T, C = x.size()
+        # every token asks (query), says what it is about (key) and what it has to tell (value)
+        qkv = self.c_attn(x).split(C, dim=2)  # three times (B, T, C)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in qkv)  # (B, nh, T, hs)
+        # how well each key answers each query. Divided by sqrt(hs), or softmax would see only the largest
+        att = q @ k.transpose(-2, -1) * (C // self.n_head) ** -0.5  # (B, nh, T, hs), (B, nh, hs, T) -> (B, nh, T, T)
+        att = att.masked_fill(~self.mask[:T, :T], float("-inf"))  # nobody looks into the future
+        y = F.softmax(att, dim=-1) @ v  # (B, nh, T, T), (B, nh, T, hs) -> (B, nh, T, hs)
+        y = y.transpose(1, 2).contiguous().view(B, T, C)  # the heads side by side again: (B, T, C)
+        return self.c_proj(y)
 
 class MLP(nn.Module):
     """Each token by itself thinks over what it has heard. (B, T, C) -> (B, T, C)"""
@@ -42,6 +58,10 @@ class MLP(nn.Module):
         self.gelu = nn.GELU(approximate="tanh")  # exact GELU was slow in 2018's TensorFlow; the weights expect the tanh
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
+    def forward(self, x):
+        x = self.gelu(self.c_fc(x))  # (B, T, 4C)
+        return self.c_proj(x)  # (B, T, C)
+
 class Block(nn.Module):
     """Communicate, then compute. Norms come before each part, so that the residual stream itself runs through clean."""
 
@@ -51,6 +71,11 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019), with the parameter names of Hugging Face's GPT2LMHeadModel."""
@@ -65,6 +90,16 @@ class GPT(nn.Module):
             ln_f=nn.LayerNorm(config.n_embd),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, idx):
+        """idx (B, T) token ids, T <= block_size -> logits (B, T, V): what may come next, at each position"""
+        B, T = idx.size()
+        assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
+        pos = torch.arange(T, device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) -> (B, T, C)
+        for block in self.transformer.h:
+            x = block(x)
+        return self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
 
     @classmethod
     def from_pretrained(cls, name):
@@ -91,6 +126,7 @@ def main():
     # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    print("logits", tuple(model(torch.arange(32).view(4, 8)).shape))
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,43 @@
+"""Facts about GPT-2, the model."""
+import pytest
+import torch
+
+from train_gpt2 import GPT, GPTConfig
+
+TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
+
+
+def hugging_face(folder, **shape):
+    """A GPT-2 with random weights, made and saved by transformers."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # its biases start at zero, where a wrong sign or place would not show
+            p.add_(0.02 * torch.randn_like(p))
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("shape", [dict(n_layer=2, n_head=2, n_embd=32, vocab_size=97, n_positions=16), dict()],
+                         ids=["tiny", "gpt2"])
+def test_logits_equal_those_of_hugging_face(shape, tmp_path):
+    """The same weights give the same logits as transformers' GPT2LMHeadModel, to 1e-5 of their size."""
+    theirs = hugging_face(tmp_path, **shape)
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
+    idx = torch.randint(0, theirs.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        a, b = ours(idx), theirs(idx).logits
+    torch.testing.assert_close(a, b, atol=1e-5 * b.abs().max().item(), rtol=1e-5)
+
+
+def test_the_past_does_not_see_the_future():
+    """Changing token 9 changes no logit at positions 0 to 8, and does change those from 9 on."""
+    torch.manual_seed(0)
+    model, idx = GPT(TINY), torch.randint(0, 128, (1, 16))
+    other = idx.clone()
+    other[0, 9] = (other[0, 9] + 1) % 128
+    with torch.no_grad():
+        a, b = model(idx), model(other)
+    torch.testing.assert_close(a[:, :9], b[:, :9], rtol=0, atol=0)
+    assert (a[:, 9:] != b[:, 9:]).any(dim=-1).all()
