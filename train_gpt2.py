@@ -14,6 +14,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
+from fineweb import gpt2_tokenizer
+
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
 
@@ -101,6 +103,21 @@ class GPT(nn.Module):
             x = block(x)
         return self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
 
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, n_vocab=None, temperature=1.0, top_k=50, generator=None):
+        """
+        Continue each row of idx (B, T) by max_new_tokens sampled tokens -> (B, T + max_new_tokens). Only the last
+        block_size tokens are seen. n_vocab: the tokenizer's size; the padding ids beyond it are never sampled.
+        """
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, -self.config.block_size :])
+            logits = logits[:, -1, :n_vocab].float() / temperature  # (B, V): what may follow the last token
+            # keep the top_k likeliest: the long tail is noise, and one bad token derails all that follow
+            values, ids = logits.topk(min(top_k, logits.size(-1)))  # (B, top_k)
+            choice = torch.multinomial(F.softmax(values, dim=-1), 1, generator=generator)  # (B, 1)
+            idx = torch.cat((idx, ids.gather(1, choice)), dim=1)
+        return idx
+
     @classmethod
     def from_pretrained(cls, name):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
@@ -126,7 +143,10 @@ def main():
     # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    print("logits", tuple(model(torch.arange(32).view(4, 8)).shape))
+    tokenizer = gpt2_tokenizer()
+    idx = torch.tensor([tokenizer.encode("Hello, I'm a language model,")] * 4)  # (4, 8)
+    for row in model.eval().generate(idx, 24, generator=torch.Generator().manual_seed(42)).tolist():
+        print(">", tokenizer.decode(row))
 
 if __name__ == "__main__":
     main()

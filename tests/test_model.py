@@ -41,3 +41,19 @@ def test_the_past_does_not_see_the_future():
         a, b = model(idx), model(other)
     torch.testing.assert_close(a[:, :9], b[:, :9], rtol=0, atol=0)
     assert (a[:, 9:] != b[:, 9:]).any(dim=-1).all()
+
+
+def test_samples_have_no_padding_ids_and_can_be_longer_than_the_context():
+    """Rows of the embedding beyond the tokenizer's size are never drawn, though a fresh model finds them as likely."""
+    torch.manual_seed(0)
+    rows = GPT(TINY).eval().generate(torch.zeros(4, 3, dtype=torch.long), 60, n_vocab=20, top_k=200)
+    assert rows.shape == (4, 63) and rows.max() < 20
+
+
+def test_samples_depend_on_their_generator_only():
+    """The same seed gives the same text, and the global random state is left alone: looking changes nothing."""
+    model, idx = GPT(TINY).eval(), torch.zeros(1, 1, dtype=torch.long)
+    before = torch.get_rng_state()
+    a, b, c = (model.generate(idx, 20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert a.equal(b) and not a.equal(c)
+    assert torch.get_rng_state().equal(before)

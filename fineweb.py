@@ -1,0 +1,39 @@
+"""
+From text to tokens.
+
+    tokenizer = gpt2_tokenizer()  # GPT-2's byte-level BPE, 50,257 tokens, from assets/gpt2.tiktoken
+    tokenizer.decode(tokenizer.encode("to be")) == "to be"
+"""
+import base64
+import functools
+import os
+
+ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in assets/: no download."""
+    # how text is cut before BPE: contractions, then letters, digits and other signs, each with one space before it
+    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+    def __init__(self):
+        import tiktoken
+        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
+            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in f)}
+        self.eot = len(ranks)  # 50256, the one token that no text can contain
+        self.n_vocab = self.eot + 1
+        self.spec = {"name": "gpt2"}
+        self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
+                                     special_tokens={"<|endoftext|>": self.eot})
+
+    def encode(self, text):
+        return self.bpe.encode_ordinary(text)  # ordinary: "<|endoftext|>" in a text is 13 characters, not the token
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), errors="replace")
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2_tokenizer():
+    """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
+    return GPT2Tokenizer()
