@@ -140,12 +140,15 @@ class GPT(nn.Module):
         return model
 
 def main():
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    print("using", device)
     # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    model.to(device)
     tokenizer = gpt2_tokenizer()
-    idx = torch.tensor([tokenizer.encode("Hello, I'm a language model,")] * 4)  # (4, 8)
-    for row in model.eval().generate(idx, 24, generator=torch.Generator().manual_seed(42)).tolist():
+    idx = torch.tensor([tokenizer.encode("Hello, I'm a language model,")] * 4, device=device)  # (4, 8)
+    for row in model.eval().generate(idx, 24, generator=torch.Generator(device).manual_seed(42)).tolist():
         print(">", tokenizer.decode(row))
 
 if __name__ == "__main__":
