@@ -147,9 +147,14 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     model.to(device)
     tokenizer = gpt2_tokenizer()
-    idx = torch.tensor([tokenizer.encode("Hello, I'm a language model,")] * 4, device=device)  # (4, 8)
-    for row in model.eval().generate(idx, 24, generator=torch.Generator(device).manual_seed(42)).tolist():
-        print(">", tokenizer.decode(row))
+    with open("input.txt", encoding="utf-8") as f:
+        tokens = tokenizer.encode(f.read(1000))
+    B, T = 4, 32
+    # one token more than B * T: the last position needs to know what comes next, too
+    buf = torch.tensor(tokens[: B * T + 1], device=device)
+    x, y = buf[:-1].view(B, T), buf[1:].view(B, T)  # y is x moved on by one: the target of each position
+    print(x[0, :8].tolist(), "->", y[0, :8].tolist())
+    print("logits", tuple(model(x).shape))
 
 if __name__ == "__main__":
     main()
