@@ -5,6 +5,7 @@ Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
 import json
+import math
 import os
 import re
 import sys
@@ -93,15 +94,22 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
-    def forward(self, idx):
-        """idx (B, T) token ids, T <= block_size -> logits (B, T, V): what may come next, at each position"""
+    def forward(self, idx, targets=None):
+        """
+        idx (B, T) token ids, T <= block_size; targets (B, T), the token that comes next at each position, or None.
+        -> logits (B, T, V) and the mean cross-entropy in nats per token (None without targets).
+        """
         B, T = idx.size()
         assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
         pos = torch.arange(T, device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) -> (B, T, C)
         for block in self.transformer.h:
             x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+        logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T,) -> ()
+        return logits, loss
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, n_vocab=None, temperature=1.0, top_k=50, generator=None):
@@ -110,7 +118,7 @@ class GPT(nn.Module):
         block_size tokens are seen. n_vocab: the tokenizer's size; the padding ids beyond it are never sampled.
         """
         for _ in range(max_new_tokens):
-            logits = self(idx[:, -self.config.block_size :])
+            logits, _ = self(idx[:, -self.config.block_size :])
             logits = logits[:, -1, :n_vocab].float() / temperature  # (B, V): what may follow the last token
             # keep the top_k likeliest: the long tail is noise, and one bad token derails all that follow
             values, ids = logits.topk(min(top_k, logits.size(-1)))  # (B, top_k)
@@ -154,7 +162,8 @@ def main():
     buf = torch.tensor(tokens[: B * T + 1], device=device)
     x, y = buf[:-1].view(B, T), buf[1:].view(B, T)  # y is x moved on by one: the target of each position
     print(x[0, :8].tolist(), "->", y[0, :8].tolist())
-    print("logits", tuple(model(x).shape))
+    logits, loss = model(x, y)
+    print(f"logits {tuple(logits.shape)}, loss {loss.item():.4f}; ln(50257) = {math.log(50257):.4f}")
 
 if __name__ == "__main__":
     main()
