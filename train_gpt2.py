@@ -5,7 +5,6 @@ Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
 import json
-import math
 import os
 import re
 import sys
@@ -162,8 +161,13 @@ def main():
     buf = torch.tensor(tokens[: B * T + 1], device=device)
     x, y = buf[:-1].view(B, T), buf[1:].view(B, T)  # y is x moved on by one: the target of each position
     print(x[0, :8].tolist(), "->", y[0, :8].tolist())
-    logits, loss = model(x, y)
-    print(f"logits {tuple(logits.shape)}, loss {loss.item():.4f}; ln(50257) = {math.log(50257):.4f}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    for step in range(50):
+        optimizer.zero_grad()
+        _, loss = model(x, y)
+        loss.backward()
+        optimizer.step()
+        print(f"step {step:5d} | loss: {loss.item():.6f}")
 
 if __name__ == "__main__":
     main()
