@@ -146,6 +146,28 @@ class GPT(nn.Module):
         model.load_state_dict(state)
         return model
 
+# ----------------------------------------------------------------------------------------------------
+# 2 the data
+
+class DataLoaderLite:
+    """A text as one long circular row of tokens, and a position in it."""
+
+    def __init__(self, tokens, B, T):
+        self.tokens, self.B, self.T = tokens, B, T
+        self.position = 0
+
+    def next_batch(self):
+        """-> x (B, T) and y (B, T), int64; y is x moved on by one: the token to be predicted at each position."""
+        B, T = self.B, self.T
+        # one token more than B*T: the last row needs a target too. The next batch begins with that token
+        where = torch.arange(self.position, self.position + B * T + 1) % len(self.tokens)
+        buf = self.tokens[where]
+        self.position += B * T
+        return buf[:-1].view(B, T), buf[1:].view(B, T)
+
+# ----------------------------------------------------------------------------------------------------
+# 3 training
+
 def main():
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     print("using", device)
@@ -155,14 +177,10 @@ def main():
     model.to(device)
     tokenizer = gpt2_tokenizer()
     with open("input.txt", encoding="utf-8") as f:
-        tokens = tokenizer.encode(f.read(1000))
-    B, T = 4, 32
-    # one token more than B * T: the last position needs to know what comes next, too
-    buf = torch.tensor(tokens[: B * T + 1], device=device)
-    x, y = buf[:-1].view(B, T), buf[1:].view(B, T)  # y is x moved on by one: the target of each position
-    print(x[0, :8].tolist(), "->", y[0, :8].tolist())
+        loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), B=4, T=32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for step in range(50):
+        x, y = (t.to(device) for t in loader.next_batch())
         optimizer.zero_grad()
         _, loss = model(x, y)
         loss.backward()
