@@ -57,3 +57,18 @@ def test_samples_depend_on_their_generator_only():
     a, b, c = (model.generate(idx, 20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert a.equal(b) and not a.equal(c)
     assert torch.get_rng_state().equal(before)
+
+
+def test_gpt2_has_124439808_parameters():
+    """124M, of which 38.6M are the embedding, which is also the head and counts once."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig())
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    assert model.transformer.wte.weight.numel() == 50257 * 768
+
+
+def test_embedding_and_head_are_one_tensor():
+    """Training one trains the other: also after loading weights."""
+    model = GPT(TINY)
+    model.load_state_dict(GPT(TINY).state_dict())
+    assert model.transformer.wte.weight is model.lm_head.weight
