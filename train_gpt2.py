@@ -36,6 +36,7 @@ class CausalSelfAttention(nn.Module):
         self.n_head = config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values of all heads, one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True  # see GPT._init_weights
         mask = torch.tril(torch.ones(config.block_size, config.block_size, dtype=torch.bool))
         self.register_buffer("mask", mask, persistent=False)  # (T, T): row i may look at columns 0 to i
 
@@ -59,6 +60,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU(approximate="tanh")  # exact GELU was slow in 2018's TensorFlow; the weights expect the tanh
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_proj.adds_to_residual = True
 
     def forward(self, x):
         x = self.gelu(self.c_fc(x))  # (B, T, 4C)
@@ -95,6 +97,20 @@ class GPT(nn.Module):
         # what means the same should be equally likely to come next: one matrix for both ends (Press and Wolf 2017).
         # It is 38.6M of the 124M parameters
         self.transformer.wte.weight = self.lm_head.weight
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module):
+        """Normal with std 0.02, about 1 / sqrt(C) for GPT-2's widths; biases zero. (GPT-2's code had 0.01 for wpe.)"""
+        if isinstance(module, nn.Linear):
+            std = 0.02
+            if hasattr(module, "adds_to_residual"):
+                # 2 n_layer such sums: their variances add up, this keeps the stream's at about one (GPT-2, section 2.3)
+                std *= (2 * self.config.n_layer) ** -0.5
+            nn.init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=0.02)
 
     def forward(self, idx, targets=None):
         """
@@ -174,6 +190,7 @@ class DataLoaderLite:
 def main():
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     print("using", device)
+    torch.manual_seed(1337)
     # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")

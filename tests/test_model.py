@@ -1,4 +1,6 @@
 """Facts about GPT-2, the model."""
+import math
+
 import pytest
 import torch
 
@@ -72,3 +74,26 @@ def test_embedding_and_head_are_one_tensor():
     model = GPT(TINY)
     model.load_state_dict(GPT(TINY).state_dict())
     assert model.transformer.wte.weight is model.lm_head.weight
+
+
+def test_initial_weights():
+    """std 0.02; 1 / sqrt(2 n_layer) of that where a layer adds to the residual stream; biases zero, norms one."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=256, vocab_size=512))
+    for name, p in model.named_parameters():
+        if name.endswith("c_proj.weight"):
+            assert abs(p.std().item() / (0.02 / math.sqrt(2 * 2)) - 1) < 0.05, name
+        elif p.dim() == 2:
+            assert abs(p.std().item() / 0.02 - 1) < 0.05, name
+        else:
+            assert (p == (1.0 if name.endswith("weight") else 0.0)).all(), name
+
+
+@pytest.mark.parametrize("config", [GPTConfig(), GPTConfig(n_layer=4, n_head=4, n_embd=128), TINY], ids=str)
+def test_a_fresh_model_pays_about_ln_vocab_size(config):
+    """Before it has learned anything every token is about equally likely: loss = -ln(1 / vocab_size)."""
+    torch.manual_seed(1337)
+    idx = torch.randint(0, config.vocab_size, (4, 17))
+    with torch.no_grad():
+        loss = GPT(config)(idx[:, :-1], idx[:, 1:])[1].item()
+    assert abs(loss - math.log(config.vocab_size)) < 0.25
