@@ -127,7 +127,8 @@ class GPT(nn.Module):
         logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
         loss = None
         if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())  # (B*T, V), (B*T,) -> ()
+            # in float32 also where logits are not: bfloat16 has three digits, a late step gains in the sixth
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())  # (B*T, V), (B*T,) -> ()
         return logits, loss
 
     @torch.no_grad()
@@ -202,12 +203,15 @@ def main():
     # float32 matmuls on GPUs in TF32: 8 bits of range as before, but 10 of precision instead of 23
     torch.set_float32_matmul_precision("high")
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
+    autocast = torch.autocast(device, dtype=torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for step in range(50):
         t0 = time.time()
         x, y = (t.to(device) for t in loader.next_batch())
         optimizer.zero_grad()
-        _, loss = model(x, y)
+        with autocast:
+            _, loss = model(x, y)
         loss.backward()
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
