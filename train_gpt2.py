@@ -197,6 +197,8 @@ def main():
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     model.to(device)
+    if device == "cuda":  # one pass over the code instead of one over the memory for each operation
+        model = torch.compile(model)
     tokenizer = gpt2_tokenizer()
     with open("input.txt", encoding="utf-8") as f:
         loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), B=4, T=32)
