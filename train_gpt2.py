@@ -38,18 +38,15 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values of all heads, one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True  # see GPT._init_weights
-        mask = torch.tril(torch.ones(config.block_size, config.block_size, dtype=torch.bool))
-        self.register_buffer("mask", mask, persistent=False)  # (T, T): row i may look at columns 0 to i
 
     def forward(self, x):
         B, T, C = x.size()
         # every token asks (query), says what it is about (key) and what it has to tell (value)
         qkv = self.c_attn(x).split(C, dim=2)  # three times (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in qkv)  # (B, nh, T, hs)
-        # how well each key answers each query. Divided by sqrt(hs), or softmax would see only the largest
-        att = q @ k.transpose(-2, -1) * (C // self.n_head) ** -0.5  # (B, nh, T, hs), (B, nh, hs, T) -> (B, nh, T, T)
-        att = att.masked_fill(~self.mask[:T, :T], float("-inf"))  # nobody looks into the future
-        y = F.softmax(att, dim=-1) @ v  # (B, nh, T, T), (B, nh, T, hs) -> (B, nh, T, hs)
+        # softmax(q k^T / sqrt(hs)) v, each token looking at itself and the past (is_causal). Flash attention (Dao et
+        # al. 2022) gets there without ever writing the (T, T) matrix to memory
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # the heads side by side again: (B, T, C)
         return self.c_proj(y)
 
