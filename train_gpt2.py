@@ -23,7 +23,7 @@ from fineweb import gpt2_tokenizer
 @dataclass
 class GPTConfig:
     block_size: int = 1024   # the longest context in tokens: the rows of wpe
-    vocab_size: int = 50257  # rows of wte: 50,000 merges, 256 bytes and <|endoftext|>
+    vocab_size: int = 50304  # rows of wte: GPT-2's 50,257 tokens, padded to a multiple of 128, which matmuls like
     n_layer: int = 12        # blocks
     n_head: int = 12         # attention heads in a block
     n_embd: int = 768        # C, the width of the residual stream

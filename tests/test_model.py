@@ -64,7 +64,7 @@ def test_samples_depend_on_their_generator_only():
 def test_gpt2_has_124439808_parameters():
     """124M, of which 38.6M are the embedding, which is also the head and counts once."""
     with torch.device("meta"):
-        model = GPT(GPTConfig())
+        model = GPT(GPTConfig(vocab_size=50257))
     assert sum(p.numel() for p in model.parameters()) == 124_439_808
     assert model.transformer.wte.weight.numel() == 50257 * 768
 
