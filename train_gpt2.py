@@ -204,7 +204,7 @@ def main():
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device, dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8)  # GPT-3, appendix B
     for step in range(50):
         t0 = time.time()
         x, y = (t.to(device) for t in loader.next_batch())
@@ -212,10 +212,11 @@ def main():
         with autocast:
             _, loss = model(x, y)
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one bad batch shall not throw the model
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
-        print(f"step {step:5d} | loss: {loss.item():.6f} | dt: {dt * 1000:.2f}ms | "
+        print(f"step {step:5d} | loss: {loss.item():.6f} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
               f"tok/sec: {loader.B * loader.T / dt:.2f}")
 
 if __name__ == "__main__":
