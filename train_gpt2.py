@@ -5,6 +5,7 @@ Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
 import json
+import math
 import os
 import re
 import sys
@@ -186,6 +187,15 @@ class DataLoaderLite:
 # ----------------------------------------------------------------------------------------------------
 # 3 training
 
+def get_lr(step, max_steps=50, max_lr=6e-4, min_lr=6e-5, warmup_steps=10):
+    """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
+    if step < warmup_steps:
+        return max_lr * (step + 1) / warmup_steps  # + 1: a step at rate 0 would teach nothing
+    if step >= max_steps:
+        return min_lr
+    ratio = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 -> 1
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (max_lr - min_lr)
+
 def main():
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     print("using", device)
@@ -204,7 +214,7 @@ def main():
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device, dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8)  # GPT-3, appendix B
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), eps=1e-8)  # GPT-3, appendix B
     for step in range(50):
         t0 = time.time()
         x, y = (t.to(device) for t in loader.next_batch())
@@ -213,10 +223,13 @@ def main():
             _, loss = model(x, y)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one bad batch shall not throw the model
+        lr = get_lr(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
-        print(f"step {step:5d} | loss: {loss.item():.6f} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
+        print(f"step {step:5d} | loss: {loss.item():.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
               f"tok/sec: {loader.B * loader.T / dt:.2f}")
 
 if __name__ == "__main__":
