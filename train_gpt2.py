@@ -165,6 +165,14 @@ class GPT(nn.Module):
         model.load_state_dict(state)
         return model
 
+    def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
+        """AdamW (Loshchilov and Hutter 2019), with weight decay on matrices and embeddings only."""
+        decay = [p for p in self.parameters() if p.dim() >= 2]
+        no_decay = [p for p in self.parameters() if p.dim() < 2]  # biases and norms: there is nothing to regularise
+        groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+        # fused: one kernel for all tensors instead of several for each
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+
 # ----------------------------------------------------------------------------------------------------
 # 2 the data
 
@@ -204,8 +212,6 @@ def main():
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     model.to(device)
-    if device == "cuda":  # one pass over the code instead of one over the memory for each operation
-        model = torch.compile(model)
     tokenizer = gpt2_tokenizer()
     with open("input.txt", encoding="utf-8") as f:
         loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), B=4, T=32)
@@ -214,7 +220,9 @@ def main():
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device, dtype=torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), eps=1e-8)  # GPT-3, appendix B
+    optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
+    if device == "cuda":  # one pass over the code instead of one over the memory for each operation
+        model = torch.compile(model)
     for step in range(50):
         t0 = time.time()
         x, y = (t.to(device) for t in loader.next_batch())

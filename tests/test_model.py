@@ -97,3 +97,26 @@ def test_a_fresh_model_pays_about_ln_vocab_size(config):
     with torch.no_grad():
         loss = GPT(config)(idx[:, :-1], idx[:, 1:])[1].item()
     assert abs(loss - math.log(config.vocab_size)) < 0.25
+
+
+def test_weight_decay_is_for_matrices_only():
+    """Two groups: what is multiplied is pulled to zero, biases and norms are not. Every parameter is in one of them."""
+    model = GPT(TINY)
+    decayed, others = model.configure_optimizers(0.1, 1e-3).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+    assert decayed["fused"], "the fused AdamW exists on the CPU too"
+
+
+def test_an_optimizer_can_overfit_one_batch():
+    """The first thing to try with a new model: if it cannot learn 64 tokens by heart, it will learn nothing."""
+    torch.manual_seed(0)
+    model, idx = GPT(TINY), torch.randint(0, 128, (4, 17))
+    optimizer = model.configure_optimizers(0.0, 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(idx[:, :-1], idx[:, 1:])[1]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
