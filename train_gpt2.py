@@ -215,6 +215,9 @@ def main():
     tokenizer = gpt2_tokenizer()
     with open("input.txt", encoding="utf-8") as f:
         loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), B=4, T=32)
+    total_batch_size = 512  # tokens a step; the real run takes 2**19, about the 0.5M of GPT-3 (table 2.1)
+    grad_accum_steps = total_batch_size // (loader.B * loader.T)
+    print(f"{total_batch_size} tokens a step = B {loader.B} * T {loader.T} * {grad_accum_steps} micro steps")
     # float32 matmuls on GPUs in TF32: 8 bits of range as before, but 10 of precision instead of 23
     torch.set_float32_matmul_precision("high")
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -225,11 +228,16 @@ def main():
         model = torch.compile(model)
     for step in range(50):
         t0 = time.time()
-        x, y = (t.to(device) for t in loader.next_batch())
         optimizer.zero_grad()
-        with autocast:
-            _, loss = model(x, y)
-        loss.backward()
+        loss_accum = 0.0
+        for _ in range(grad_accum_steps):
+            x, y = (t.to(device) for t in loader.next_batch())
+            with autocast:
+                _, loss = model(x, y)
+            # backward adds to the gradients: divided here, the sum over the micro steps is the mean over the batch
+            loss = loss / grad_accum_steps
+            loss_accum += loss.detach()
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one bad batch shall not throw the model
         lr = get_lr(step)
         for group in optimizer.param_groups:
@@ -237,8 +245,8 @@ def main():
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
-        print(f"step {step:5d} | loss: {loss.item():.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
-              f"tok/sec: {loader.B * loader.T / dt:.2f}")
+        print(f"step {step:5d} | loss: {loss_accum.item():.6f} | lr {lr:.4e} | norm: {norm:.4f} | "
+              f"dt: {dt * 1000:.2f}ms | tok/sec: {total_batch_size / dt:.2f}")
 
 if __name__ == "__main__":
     main()

@@ -120,3 +120,17 @@ def test_an_optimizer_can_overfit_one_batch():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+def test_small_gradients_add_up_to_the_big_one():
+    """The gradients of four micro batches, each divided by four, sum to that of the whole batch."""
+    torch.manual_seed(0)
+    model, idx = GPT(TINY), torch.randint(0, 128, (8, 17))
+    x, y = idx[:, :-1], idx[:, 1:]
+    model(x, y)[1].backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for i in range(0, 8, 2):
+        (model(x[i : i + 2], y[i : i + 2])[1] / 4).backward()
+    for p, g in zip(model.parameters(), whole, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=1e-4)
