@@ -13,8 +13,10 @@ import time
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from fineweb import gpt2_tokenizer
 
@@ -179,21 +181,56 @@ class GPT(nn.Module):
 class DataLoaderLite:
     """A text as one long circular row of tokens, and a position in it."""
 
-    def __init__(self, tokens, B, T):
+    def __init__(self, tokens, B, T, process_rank=0, num_processes=1):
         self.tokens, self.B, self.T = tokens, B, T
-        self.position = 0
+        self.process_rank, self.num_processes = process_rank, num_processes
+        self.position = 0  # tokens consumed by all processes together
 
     def next_batch(self):
         """-> x (B, T) and y (B, T), int64; y is x moved on by one: the token to be predicted at each position."""
         B, T = self.B, self.T
         # one token more than B*T: the last row needs a target too. The next batch begins with that token
-        where = torch.arange(self.position, self.position + B * T + 1) % len(self.tokens)
-        buf = self.tokens[where]
-        self.position += B * T
+        start = self.position + B * T * self.process_rank
+        buf = self.tokens[torch.arange(start, start + B * T + 1) % len(self.tokens)]
+        self.position += B * T * self.num_processes
         return buf[:-1].view(B, T), buf[1:].view(B, T)
 
 # ----------------------------------------------------------------------------------------------------
-# 3 training
+# 3 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
+
+def print0(*args):
+    """print, by the first process only: eight copies of a line say no more than one."""
+    if os.environ.get("RANK", "0") == "0":
+        print(*args, flush=True)
+
+def setup_distributed():
+    """-> rank (which of all processes this is), how many there are, the torch.device of this one."""
+    # torchrun sets these; without it there is one process
+    rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
+                                       (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(best)
+    # from here on we compare device.type: a device may be called cuda:3
+    if device.type == "cuda":
+        if num_processes > 1 or device.index is None:
+            device = torch.device("cuda", local_rank)  # one GPU a process
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ:
+        # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
+        dist.init_process_group({"cuda": "nccl", "cpu": "gloo"}[device.type])
+    return rank, num_processes, device
+
+def all_reduce(*values):
+    """The sum of each value over all processes -> list of floats. Sums and counts, not means: shares may be uneven."""
+    if not dist.is_initialized():
+        return [float(v) for v in values]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    sums = torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+# ----------------------------------------------------------------------------------------------------
+# 4 training
 
 def get_lr(step, max_steps=50, max_lr=6e-4, min_lr=6e-5, warmup_steps=10):
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
@@ -205,33 +242,38 @@ def get_lr(step, max_steps=50, max_lr=6e-4, min_lr=6e-5, warmup_steps=10):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (max_lr - min_lr)
 
 def main():
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    print("using", device)
+    rank, num_processes, device = setup_distributed()
     torch.manual_seed(1337)
     # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
     model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    print0(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     model.to(device)
     tokenizer = gpt2_tokenizer()
     with open("input.txt", encoding="utf-8") as f:
-        loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), B=4, T=32)
+        loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), 4, 32, rank, num_processes)
     total_batch_size = 512  # tokens a step; the real run takes 2**19, about the 0.5M of GPT-3 (table 2.1)
-    grad_accum_steps = total_batch_size // (loader.B * loader.T)
-    print(f"{total_batch_size} tokens a step = B {loader.B} * T {loader.T} * {grad_accum_steps} micro steps")
+    grad_accum_steps = total_batch_size // (loader.B * loader.T * num_processes)
+    print0(f"{device.type}; {total_batch_size} tokens a step = B {loader.B} * T {loader.T} "
+           f"* {num_processes} process(es) * {grad_accum_steps} micro step(s)")
     # float32 matmuls on GPUs in TF32: 8 bits of range as before, but 10 of precision instead of 23
     torch.set_float32_matmul_precision("high")
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
-    autocast = torch.autocast(device, dtype=torch.bfloat16)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
     optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
-    if device == "cuda":  # one pass over the code instead of one over the memory for each operation
+    if device.type == "cuda":  # one pass over the code instead of one over the memory for each operation
         model = torch.compile(model)
+    if dist.is_initialized():
+        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
     for step in range(50):
         t0 = time.time()
         optimizer.zero_grad()
         loss_accum = 0.0
-        for _ in range(grad_accum_steps):
+        for micro_step in range(grad_accum_steps):
             x, y = (t.to(device) for t in loader.next_batch())
+            # DDP averages the gradients over all processes, but once a step is enough: in the last micro step. Set this
+            # before the forward, which prepares for it: set after it, the model trains too, but much worse, silently
+            model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
             with autocast:
                 _, loss = model(x, y)
             # backward adds to the gradients: divided here, the sum over the micro steps is the mean over the batch
@@ -245,8 +287,11 @@ def main():
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
-        print(f"step {step:5d} | loss: {loss_accum.item():.6f} | lr {lr:.4e} | norm: {norm:.4f} | "
-              f"dt: {dt * 1000:.2f}ms | tok/sec: {total_batch_size / dt:.2f}")
+        loss = all_reduce(loss_accum / num_processes)[0]
+        print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | "
+               f"dt: {dt * 1000:.2f}ms | tok/sec: {total_batch_size / dt:.2f}")
 
 if __name__ == "__main__":
     main()
+    if dist.is_initialized():
+        dist.destroy_process_group()
