@@ -7,8 +7,23 @@ From text to tokens.
 import base64
 import functools
 import os
+import sys
+import time
+
+import numpy as np
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
+
+def fail(message, by="RANK"):
+    """
+    End the program over something its user can put right: one line on stderr, exit code 2, no traceback. Under torchrun
+    the process speaks whose `by` is 0: RANK, one for all; LOCAL_RANK, one on each machine; "", everyone for itself.
+    """
+    if os.environ.get(by, "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(10)  # were we to leave first, torchrun would stop the others before the one can speak
+    raise SystemExit(2)
 
 
 class GPT2Tokenizer:
@@ -37,3 +52,11 @@ class GPT2Tokenizer:
 def gpt2_tokenizer():
     """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
     return GPT2Tokenizer()
+
+
+def tokenize_file(path):
+    """A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as uint32 arrays."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        text = f.read()
+    tokenizer, cut = gpt2_tokenizer(), int(0.9 * len(text))
+    return tokenizer, *([np.array(tokenizer.encode(part), dtype=np.uint32)] for part in (text[:cut], text[cut:]))

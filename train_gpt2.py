@@ -1,24 +1,34 @@
 """
-Reproduce GPT-2 (124M) from nothing, to be read top to bottom.
+Reproduce GPT-2 (124M) from nothing: the model, the data, the evals and the training loop, to be read top to bottom.
+
+    python train_gpt2.py                                        # the real run, where there are shards
+    torchrun --standalone --nproc_per_node=8 train_gpt2.py      # the same on eight GPUs
+
+Contents
+    1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
+    2 the data          load_tokens, load_data, DataLoaderLite
+    3 many GPUs         print0, setup_distributed, all_reduce
+    4 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
+import glob
 import json
 import math
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from fineweb import gpt2_tokenizer
+from fineweb import fail, gpt2_tokenizer, tokenize_file
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -164,7 +174,7 @@ class GPT(nn.Module):
             if not key.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, a constant
                 state[re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key)] = w.t() if conv1d else w
         state.setdefault("lm_head.weight", state.get("transformer.wte.weight"))
-        model.load_state_dict(state)
+        load_weights(model, state)
         return model
 
     def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
@@ -175,25 +185,71 @@ class GPT(nn.Module):
         # fused: one kernel for all tensors instead of several for each
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
 
+def load_weights(model, state):
+    """Copy a state dict into model."""
+    # code that saved a compiled or wrapped module left these prefixes in front of the names
+    model.load_state_dict({re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()})
+
 # ----------------------------------------------------------------------------------------------------
 # 2 the data
 
-class DataLoaderLite:
-    """A text as one long circular row of tokens, and a position in it."""
+def load_tokens(path):
+    """A shard (a flat .npy array of uint16 or uint32 ids) -> its memory map: a page is read when it is touched."""
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or tokens.size == 0:
+            raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}, not a row of uint16 or uint32")
+        return tokens
+    except (OSError, ValueError, EOFError) as e:
+        fail(f"{path} is not a token shard ({e}): delete it and run python fineweb.py again", by="LOCAL_RANK")
 
-    def __init__(self, tokens, B, T, process_rank=0, num_processes=1):
-        self.tokens, self.B, self.T = tokens, B, T
+def load_data(root):
+    """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
+    splits = []
+    if os.path.isfile(root):
+        return tokenize_file(root)
+    for split in ("train", "val"):  # edufineweb_train_000001.npy
+        paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
+        splits.append([load_tokens(path) for path in paths])
+        if not paths:
+            fail(f"no {split} shards in {root}: run python fineweb.py", by="LOCAL_RANK")
+    return gpt2_tokenizer(), *splits
+
+class DataLoaderLite:
+    """
+    The shards of a split as one long circular stream of tokens, and a position in it which all processes share. All
+    together take the next B*T*num_processes tokens, process r the r-th part of them. So the order of the data depends
+    on neither B, the number of processes nor the size of a shard; nothing is dropped; and one number says where we are.
+    """
+
+    def __init__(self, shards, B, T, process_rank=0, num_processes=1):
+        self.shards, self.B, self.T = shards, B, T
         self.process_rank, self.num_processes = process_rank, num_processes
-        self.position = 0  # tokens consumed by all processes together
+        self.ends = np.cumsum([len(shard) for shard in shards])  # of each shard, in the stream
+        self.num_tokens = int(self.ends[-1])
+        self.position = 0  # tokens consumed by all processes together, since the beginning of the run
+
+    def read(self, start, n):
+        """n tokens from `start` on, across the ends of shards; after the last token comes the first -> (n,) int64"""
+        tokens = np.empty(n, dtype=np.int64)
+        done = 0
+        while done < n:
+            position = (start + done) % self.num_tokens
+            i = int(np.searchsorted(self.ends, position, side="right"))  # the shard that holds this position
+            offset = position - int(self.ends[i]) + len(self.shards[i])
+            part = self.shards[i][offset : offset + n - done]
+            tokens[done : done + len(part)] = part
+            done += len(part)
+        return torch.from_numpy(tokens)
 
     def next_batch(self):
         """-> x (B, T) and y (B, T), int64; y is x moved on by one: the token to be predicted at each position."""
         B, T = self.B, self.T
         # one token more than B*T: the last row needs a target too. The next batch begins with that token
-        start = self.position + B * T * self.process_rank
-        buf = self.tokens[torch.arange(start, start + B * T + 1) % len(self.tokens)]
+        buf = self.read(self.position + B * T * self.process_rank, B * T + 1)
         self.position += B * T * self.num_processes
-        return buf[:-1].view(B, T), buf[1:].view(B, T)
+        x, y = buf[:-1].view(B, T), buf[1:].view(B, T)
+        return x, y
 
 # ----------------------------------------------------------------------------------------------------
 # 3 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
@@ -232,7 +288,7 @@ def all_reduce(*values):
 # ----------------------------------------------------------------------------------------------------
 # 4 training
 
-def get_lr(step, max_steps=50, max_lr=6e-4, min_lr=6e-5, warmup_steps=10):
+def get_lr(step, max_steps, max_lr=6e-4, min_lr=6e-5, warmup_steps=715):
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
     if step < warmup_steps:
         return max_lr * (step + 1) / warmup_steps  # + 1: a step at rate 0 would teach nothing
@@ -242,35 +298,45 @@ def get_lr(step, max_steps=50, max_lr=6e-4, min_lr=6e-5, warmup_steps=10):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (max_lr - min_lr)
 
 def main():
+    # --- the run ---------------------------------------------------------------------------------------
+    if os.path.isdir("edu_fineweb10B"):
+        data_root, B, T, total_batch_size = "edu_fineweb10B", 64, 1024, 524288  # tokens a step: 2**19, as GPT-3
+        max_steps, warmup_steps = 19073, 715  # 10e9 tokens and 375e6 tokens / 2**19 tokens a step
+    else:  # a few steps on a text, to see that everything runs
+        data_root, B, T, total_batch_size = "input.txt", 4, 32, 512
+        max_steps, warmup_steps = 20, 5
+    _, train_shards, _ = load_data(data_root)
+
+    # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed()
-    torch.manual_seed(1337)
-    # a name or a directory on the command line: OpenAI's weights. Otherwise random ones
-    model = GPT.from_pretrained(sys.argv[1]) if len(sys.argv) > 1 else GPT(GPTConfig())
-    print0(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    model.to(device)
-    tokenizer = gpt2_tokenizer()
-    with open("input.txt", encoding="utf-8") as f:
-        loader = DataLoaderLite(torch.tensor(tokenizer.encode(f.read())), 4, 32, rank, num_processes)
-    total_batch_size = 512  # tokens a step; the real run takes 2**19, about the 0.5M of GPT-3 (table 2.1)
-    grad_accum_steps = total_batch_size // (loader.B * loader.T * num_processes)
-    print0(f"{device.type}; {total_batch_size} tokens a step = B {loader.B} * T {loader.T} "
-           f"* {num_processes} process(es) * {grad_accum_steps} micro step(s)")
-    # float32 matmuls on GPUs in TF32: 8 bits of range as before, but 10 of precision instead of 23
-    torch.set_float32_matmul_precision("high")
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device.type, dtype=torch.bfloat16)
-    optimizer = model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
-    if device.type == "cuda":  # one pass over the code instead of one over the memory for each operation
-        model = torch.compile(model)
+    torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    grad_accum_steps, rest = divmod(total_batch_size, B * T * num_processes)
+    assert rest == 0 and grad_accum_steps > 0, "total_batch_size must be a multiple of B * T * processes"
+    print0(f"{device.type}; {total_batch_size} tokens a step = B {B} "
+           f"* T {T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
+
+    # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
+    loader_args = (T, rank, num_processes)
+    train_loader = DataLoaderLite(train_shards, B, *loader_args)
+    torch.manual_seed(1337)  # the same weights in every process
+    raw_model = GPT(GPTConfig())
+    raw_model.to(device)
+    model = torch.compile(raw_model) if device.type == "cuda" else raw_model
     if dist.is_initialized():
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
-    for step in range(50):
+    optimizer = raw_model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
+
+    # --- the loop --------------------------------------------------------------------------------------
+    for step in range(max_steps):
+        # ============================== THE STEP ==============================
         t0 = time.time()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         loss_accum = 0.0
         for micro_step in range(grad_accum_steps):
-            x, y = (t.to(device) for t in loader.next_batch())
+            x, y = (t.to(device) for t in train_loader.next_batch())
             # DDP averages the gradients over all processes, but once a step is enough: in the last micro step. Set this
             # before the forward, which prepares for it: set after it, the model trains too, but much worse, silently
             model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
@@ -280,16 +346,18 @@ def main():
             loss = loss / grad_accum_steps
             loss_accum += loss.detach()
             loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # one bad batch shall not throw the model
-        lr = get_lr(step)
+        norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
+        lr = get_lr(step, max_steps, warmup_steps=warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
+        # ======================================================================
+
         loss = all_reduce(loss_accum / num_processes)[0]
-        print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | "
-               f"dt: {dt * 1000:.2f}ms | tok/sec: {total_batch_size / dt:.2f}")
+        print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
+               f"tok/sec: {total_batch_size / dt:.2f}")
 
 if __name__ == "__main__":
     main()
