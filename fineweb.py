@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+from tqdm import tqdm
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
@@ -24,6 +25,21 @@ def fail(message, by="RANK"):
     else:
         time.sleep(10)  # were we to leave first, torchrun would stop the others before the one can speak
     raise SystemExit(2)
+
+
+def progress(batches, what, flags):
+    """
+    Yield from the list `batches` under a progress bar of the first process. If the first batch shows that all will take
+    over a minute, a line says how long, and which flags shorten it.
+    """
+    t0 = time.time()
+    first_process = os.environ.get("RANK", "0") == "0"
+    # disable=None: no bar where the output is a file or a pipe
+    for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=None if first_process else True)):
+        yield batch
+        left = (time.time() - t0) * (len(batches) - 1)
+        if i == 0 and left > 60 and first_process:
+            print(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it", flush=True)
 
 
 class GPT2Tokenizer:

@@ -8,7 +8,8 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the data          load_tokens, load_data, DataLoaderLite
     3 many GPUs         print0, setup_distributed, all_reduce
-    4 training          get_lr, main: the set-up, then the loop with THE STEP
+    4 the evals         evaluate_val_loss, print_samples
+    5 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
@@ -28,7 +29,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from fineweb import fail, gpt2_tokenizer, tokenize_file
+from fineweb import fail, gpt2_tokenizer, progress, tokenize_file
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -286,7 +287,44 @@ def all_reduce(*values):
     return sums.tolist()
 
 # ----------------------------------------------------------------------------------------------------
-# 4 training
+# 4 the evals: each one call in the loop, on raw_model
+
+@torch.no_grad()
+def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast):
+    """The mean loss, in nats per token, over the first val_tokens of the split, in rows of T, B at once -> float"""
+    device, T = raw_model.lm_head.weight.device, loader.T
+    # row i is for process i mod num_processes: the same rows, whatever B and the number of processes
+    rows = range(loader.process_rank, min(val_tokens, loader.num_tokens - 1) // T, loader.num_processes)
+    loss_sum = torch.zeros((), device=device)
+    raw_model.eval()
+    batches = [rows[i : i + B] for i in range(0, len(rows), B)]
+    for batch in progress(batches, "validation", "a smaller --val_tokens or a larger --eval_every"):
+        buf = torch.stack([loader.read(row * T, T + 1) for row in batch]).to(device)  # (B, T+1)
+        with autocast:
+            _, loss = raw_model(buf[:, :-1], buf[:, 1:])
+        loss_sum += loss * len(batch)  # stays on the device: .item() would wait for the GPU
+    raw_model.train()
+    loss_sum, count = all_reduce(loss_sum, len(rows))
+    return loss_sum / count
+
+def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
+    """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
+    device = raw_model.lm_head.weight.device
+    if tokenizer.spec["name"] == "gpt2":
+        prompt, new = tokenizer.encode("Hello, I'm a language model,"), 24  # 32 tokens with these 8, as in the lecture
+    else:
+        prompt, new = val_loader.read(0, 8).tolist(), 200
+    generator = torch.Generator(device=device).manual_seed(42 + rank)  # its own: looking shall not change the training
+    raw_model.eval()
+    with autocast:
+        idx = torch.tensor([prompt] * 4, device=device)  # (4, T)
+        rows = raw_model.generate(idx, new, tokenizer.n_vocab, generator=generator)
+    raw_model.train()
+    for i, row in enumerate(rows.tolist()):
+        print(f"rank {rank} sample {i}: {tokenizer.decode(row)}", flush=True)
+
+# ----------------------------------------------------------------------------------------------------
+# 5 training
 
 def get_lr(step, max_steps, max_lr=6e-4, min_lr=6e-5, warmup_steps=715):
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
@@ -302,10 +340,11 @@ def main():
     if os.path.isdir("edu_fineweb10B"):
         data_root, B, T, total_batch_size = "edu_fineweb10B", 64, 1024, 524288  # tokens a step: 2**19, as GPT-3
         max_steps, warmup_steps = 19073, 715  # 10e9 tokens and 375e6 tokens / 2**19 tokens a step
+        eval_every, val_tokens = 250, 20 * 524288
     else:  # a few steps on a text, to see that everything runs
         data_root, B, T, total_batch_size = "input.txt", 4, 32, 512
-        max_steps, warmup_steps = 20, 5
-    _, train_shards, _ = load_data(data_root)
+        max_steps, warmup_steps, eval_every, val_tokens = 20, 5, 10, 2048
+    tokenizer, train_shards, val_shards = load_data(data_root)
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed()
@@ -321,6 +360,7 @@ def main():
     # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
     loader_args = (T, rank, num_processes)
     train_loader = DataLoaderLite(train_shards, B, *loader_args)
+    val_loader = DataLoaderLite(val_shards, 1, *loader_args)
     torch.manual_seed(1337)  # the same weights in every process
     raw_model = GPT(GPTConfig())
     raw_model.to(device)
@@ -329,8 +369,20 @@ def main():
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
     optimizer = raw_model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
 
-    # --- the loop --------------------------------------------------------------------------------------
-    for step in range(max_steps):
+    # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
+    t_start = time.time()
+    for step in range(max_steps + 1):
+        last_step = step == max_steps
+        if last_step or step % eval_every == 0:
+            val_loss = evaluate_val_loss(raw_model, val_loader, val_tokens, B, autocast)
+            left = (time.time() - t_start) / max(1, step) * (max_steps - step) / 60  # minutes
+            print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
+                   + (f"{left:.0f} min left" if step > 0 else "time left: known after some steps"))
+            if step > 0 or last_step:
+                print_samples(raw_model, tokenizer, val_loader, rank, autocast)
+        if last_step:
+            break
+
         # ============================== THE STEP ==============================
         t0 = time.time()
         optimizer.zero_grad(set_to_none=True)
