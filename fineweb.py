@@ -5,6 +5,7 @@ From text to tokens.
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
 """
 import base64
+import contextlib
 import functools
 import os
 import sys
@@ -25,6 +26,25 @@ def fail(message, by="RANK"):
     else:
         time.sleep(10)  # were we to leave first, torchrun would stop the others before the one can speak
     raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb", **kwargs):
+    """
+    open(path, mode) for writing, but path changes only when everything is written: the bytes go to a temporary name,
+    are flushed to the disk, and are renamed, which is one step for the file system. A crash leaves the old file.
+    """
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, mode, **kwargs) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())  # without it the rename can reach the disk before the data does
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
 
 
 def progress(batches, what, flags):

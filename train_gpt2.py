@@ -8,7 +8,7 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the data          load_tokens, load_data, DataLoaderLite
     3 many GPUs         print0, setup_distributed, all_reduce
-    4 the evals         evaluate_val_loss, print_samples
+    4 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     5 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
@@ -29,6 +29,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
+import hellaswag
 from fineweb import fail, gpt2_tokenizer, progress, tokenize_file
 
 # ----------------------------------------------------------------------------------------------------
@@ -307,6 +308,12 @@ def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast):
     loss_sum, count = all_reduce(loss_sum, len(rows))
     return loss_sum / count
 
+def evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast):
+    """acc_norm: the share of the examples whose right ending the model finds the likeliest per token -> float"""
+    mine = examples[rank::num_processes]
+    correct, count = all_reduce(hellaswag.count_correct(raw_model, mine, autocast), len(mine))
+    return correct / count
+
 def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
     """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
     device = raw_model.lm_head.weight.device
@@ -345,6 +352,8 @@ def main():
         data_root, B, T, total_batch_size = "input.txt", 4, 32, 512
         max_steps, warmup_steps, eval_every, val_tokens = 20, 5, 10, 2048
     tokenizer, train_shards, val_shards = load_data(data_root)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        hellaswag.try_download()  # by one process of each machine; the others wait for it in setup_distributed
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed()
@@ -361,6 +370,9 @@ def main():
     loader_args = (T, rank, num_processes)
     train_loader = DataLoaderLite(train_shards, B, *loader_args)
     val_loader = DataLoaderLite(val_shards, 1, *loader_args)
+    examples = hellaswag.load_examples()
+    if all_reduce(not examples) != [0]:
+        examples = []  # where one machine lacks the file nobody measures HellaSwag: we would wait for it for ever
     torch.manual_seed(1337)  # the same weights in every process
     raw_model = GPT(GPTConfig())
     raw_model.to(device)
@@ -378,6 +390,9 @@ def main():
             left = (time.time() - t_start) / max(1, step) * (max_steps - step) / 60  # minutes
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
                    + (f"{left:.0f} min left" if step > 0 else "time left: known after some steps"))
+            if examples:
+                acc_norm = evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast)
+                print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f}")
             if step > 0 or last_step:
                 print_samples(raw_model, tokenizer, val_loader, rank, autocast)
         if last_step:
