@@ -7,7 +7,10 @@ From text to tokens.
 import base64
 import contextlib
 import functools
+import glob
+import json
 import os
+import re
 import sys
 import time
 
@@ -45,6 +48,40 @@ def atomic_write(path, mode="wb", **kwargs):
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+def open_log(log_dir, settings, resumed_step):
+    """
+    Prepare log_dir -> the path of log.txt. A resumed run drops the lines from resumed_step on, which it will write
+    again; a new one (resumed_step None) moves the files of another run aside.
+    """
+    path = os.path.join(log_dir, "log.txt")
+    try:
+        os.makedirs(log_dir, exist_ok=True)
+        old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
+        if resumed_step is None and old:
+            aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
+            os.mkdir(aside)
+            for p in old:
+                os.replace(p, os.path.join(aside, os.path.basename(p)))
+            print(f"{log_dir} held another run: its files are in {aside} now")
+        elif os.path.exists(path):
+            with open(path, encoding="utf-8") as f:  # a line without a step is somebody's note: it stays
+                lines = [line for line in f if not (m := re.match(r"\d+ ", line)) or int(m[0]) < resumed_step]
+            with atomic_write(path, "w", encoding="utf-8") as f:
+                f.writelines(lines)
+        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
+            json.dump(settings, f, indent=2)
+    except OSError as e:
+        fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
+    return path
+
+
+def write_log(path, step, **streams):
+    """Append a line `step stream value` for each stream. The values are texts. path None: write nothing."""
+    if path:
+        with open(path, "a", encoding="utf-8") as f:
+            f.writelines(f"{step} {stream} {value}\n" for stream, value in streams.items())
 
 
 def progress(batches, what, flags):

@@ -9,7 +9,8 @@ Contents
     2 the data          load_tokens, load_data, DataLoaderLite
     3 many GPUs         print0, setup_distributed, all_reduce
     4 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
-    5 training          get_lr, main: the set-up, then the loop with THE STEP
+    5 checkpoints       save_checkpoint
+    6 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
@@ -20,7 +21,7 @@ import math
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hellaswag
-from fineweb import fail, gpt2_tokenizer, progress, tokenize_file
+from fineweb import (atomic_write, fail, gpt2_tokenizer, open_log, progress, tokenize_file,
+                     write_log)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -331,7 +333,25 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
         print(f"rank {rank} sample {i}: {tokenizer.decode(row)}", flush=True)
 
 # ----------------------------------------------------------------------------------------------------
-# 5 training
+# 5 checkpoints
+
+def list_checkpoints(log_dir):
+    """The paths of the checkpoints in log_dir, oldest first."""
+    paths = glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt"))
+    return sorted(paths, key=lambda path: int(re.sub(r"\D", "", os.path.basename(path)) or 0))
+
+def save_checkpoint(path, keep_last, raw_model, **state):
+    """Write the weights and what is in `state`, as plain data; keep only the keep_last newest files."""
+    t0 = time.time()
+    state |= {"model": raw_model.state_dict()}
+    with atomic_write(path) as f:
+        torch.save(state, f)
+    for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
+        os.remove(old)
+    print0(f"saved {path} in {time.time() - t0:.1f}s")
+
+# ----------------------------------------------------------------------------------------------------
+# 6 training
 
 def get_lr(step, max_steps, max_lr=6e-4, min_lr=6e-5, warmup_steps=715):
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
@@ -347,10 +367,10 @@ def main():
     if os.path.isdir("edu_fineweb10B"):
         data_root, B, T, total_batch_size = "edu_fineweb10B", 64, 1024, 524288  # tokens a step: 2**19, as GPT-3
         max_steps, warmup_steps = 19073, 715  # 10e9 tokens and 375e6 tokens / 2**19 tokens a step
-        eval_every, val_tokens = 250, 20 * 524288
+        eval_every, val_tokens, save_every = 250, 20 * 524288, 5000
     else:  # a few steps on a text, to see that everything runs
         data_root, B, T, total_batch_size = "input.txt", 4, 32, 512
-        max_steps, warmup_steps, eval_every, val_tokens = 20, 5, 10, 2048
+        max_steps, warmup_steps, eval_every, val_tokens, save_every = 20, 5, 10, 2048, 20
     tokenizer, train_shards, val_shards = load_data(data_root)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         hellaswag.try_download()  # by one process of each machine; the others wait for it in setup_distributed
@@ -380,6 +400,9 @@ def main():
     if dist.is_initialized():
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
     optimizer = raw_model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
+    settings = {"config": asdict(raw_model.config), "tokenizer": tokenizer.spec,
+                "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
+    log_file = open_log("log", settings, None) if rank == 0 else None
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start = time.time()
@@ -390,11 +413,16 @@ def main():
             left = (time.time() - t_start) / max(1, step) * (max_steps - step) / 60  # minutes
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
                    + (f"{left:.0f} min left" if step > 0 else "time left: known after some steps"))
+            write_log(log_file, step, val=f"{val_loss:.4f}")
             if examples:
                 acc_norm = evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast)
                 print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f}")
+                write_log(log_file, step, hella=f"{acc_norm:.4f}")
             if step > 0 or last_step:
                 print_samples(raw_model, tokenizer, val_loader, rank, autocast)
+        if rank == 0 and step > 0 and (last_step or step % save_every == 0):
+            path = os.path.join("log", f"model_{step:05d}.pt")
+            save_checkpoint(path, 5, raw_model, step=step, val_loss=val_loss, **settings)
         if last_step:
             break
 
@@ -425,6 +453,7 @@ def main():
         loss = all_reduce(loss_accum / num_processes)[0]
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {total_batch_size / dt:.2f}")
+        write_log(log_file, step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
 
 if __name__ == "__main__":
     main()
