@@ -1,23 +1,35 @@
 """
-From text to tokens.
+From text to tokens: the tokenizers, and how a file is written so that no crash can leave half of it.
 
-    tokenizer = gpt2_tokenizer()  # GPT-2's byte-level BPE, 50,257 tokens, from assets/gpt2.tiktoken
+    tokenizer = make_tokenizer("gpt2")        # GPT-2's byte-level BPE, 50,257 tokens, from assets/gpt2.tiktoken
+    tokenizer = make_tokenizer("char", text)  # every character of the text is a token
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
+
+A tokenizer here is an object with encode(text) -> list of ids, decode(ids) -> text, n_vocab (the highest id + 1),
+eot (the id of <|endoftext|>) and spec (a dict of plain strings from which load_tokenizer makes it again: that is
+what a checkpoint keeps).
 """
+import argparse
 import base64
 import contextlib
 import functools
 import glob
+import inspect
 import json
 import os
 import re
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 from tqdm import tqdm
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
+
+
+# ----------------------------------------------------------------------------------------------------
+# errors, files, flags, waiting
 
 def fail(message, by="RANK"):
     """
@@ -84,6 +96,28 @@ def write_log(path, step, **streams):
             f.writelines(f"{step} {stream} {value}\n" for stream, value in streams.items())
 
 
+def parse_flags(argv, doc, presets, *configs):
+    """
+    A flag for each field of some dataclasses, whose trailing comments become the help, and --preset for a named set of
+    values -> an object of each class, and the dict of what was typed. A wrong flag: one line and exit code 2.
+    """
+    parser = argparse.ArgumentParser(
+        usage="python %(prog)s [--flag=value ...]", description=doc, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    choices = {"preset": presets, "tokenizer": ("gpt2", "char"), "dtype": ("auto", "bfloat16", "float16", "float32")}
+    for cls in configs:
+        reasons = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(cls), re.MULTILINE))  # name: comment
+        for f in fields(cls):
+            help = f"{reasons[f.name]} [{f.default}]".replace("%", "%%")
+            kind = (dict(action=argparse.BooleanOptionalAction) if f.type in (bool, bool | None) else
+                    dict(type=f.type, choices=choices.get(f.name), metavar=f.type.__name__.upper()))
+            parser.add_argument(f"--{f.name}", help=help, **kind)
+    typed = vars(parser.parse_args(argv))
+    values = {**presets[typed.get("preset", "gpt2")], **typed}
+    return *(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in configs), typed
+
+
 def progress(batches, what, flags):
     """
     Yield from the list `batches` under a progress bar of the first process. If the first batch shows that all will take
@@ -98,6 +132,9 @@ def progress(batches, what, flags):
         if i == 0 and left > 60 and first_process:
             print(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it", flush=True)
 
+
+# ----------------------------------------------------------------------------------------------------
+# tokenizers
 
 class GPT2Tokenizer:
     """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in assets/: no download."""
@@ -121,15 +158,44 @@ class GPT2Tokenizer:
         return self.bpe.decode(list(ids), errors="replace")
 
 
+class CharTokenizer:
+    """A token per character: id 0 is <|endoftext|>, then the characters in sorted order. Small enough for a laptop."""
+
+    def __init__(self, chars):
+        self.chars = ["<|endoftext|>", *chars]
+        self.ids = {c: i for i, c in enumerate(self.chars) if i > 0}
+        self.eot, self.n_vocab = 0, len(self.chars)
+        self.spec = {"name": "char", "chars": "".join(chars)}
+
+    def encode(self, text):
+        try:
+            return [self.ids[c] for c in text]
+        except KeyError as e:
+            fail(f"this character tokenizer has no {e}: it knows the {len(self.ids)} characters it was made from")
+
+    def decode(self, ids):
+        return "".join(self.chars[i] for i in ids)
+
+
 @functools.lru_cache(maxsize=1)
 def gpt2_tokenizer():
     """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
     return GPT2Tokenizer()
 
 
-def tokenize_file(path):
+def make_tokenizer(name, text=""):
+    """The tokenizer called `name` ("gpt2", "char") for a corpus."""
+    return CharTokenizer(sorted(set(text))) if name == "char" else gpt2_tokenizer()
+
+
+def load_tokenizer(spec):
+    """The inverse of tokenizer.spec."""
+    return CharTokenizer(spec["chars"]) if spec["name"] == "char" else gpt2_tokenizer()
+
+
+def tokenize_file(path, tokenizer_name):
     """A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as uint32 arrays."""
     with open(path, encoding="utf-8", errors="replace") as f:
         text = f.read()
-    tokenizer, cut = gpt2_tokenizer(), int(0.9 * len(text))
+    tokenizer, cut = make_tokenizer(tokenizer_name, text), int(0.9 * len(text))
     return tokenizer, *([np.array(tokenizer.encode(part), dtype=np.uint32)] for part in (text[:cut], text[cut:]))

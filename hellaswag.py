@@ -116,7 +116,7 @@ def count_correct(model, examples, autocast):
     """How many of the examples (a list) the model gets right by acc_norm -> int. Leaves the model in training mode."""
     device, correct = model.lm_head.weight.device, 0
     model.eval()
-    for example in progress(examples, "HellaSwag", "less HellaSwag"):
+    for example in progress(examples, "HellaSwag", "--no-hellaswag or a larger --eval_every"):
         _, tokens, mask, label = render_example(example)
         # the longest item has about 170 tokens; a model with a shorter context sees its end
         tokens, mask = (t[:, -model.config.block_size :].to(device) for t in (tokens, mask))

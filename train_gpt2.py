@@ -1,16 +1,19 @@
 """
 Reproduce GPT-2 (124M) from nothing: the model, the data, the evals and the training loop, to be read top to bottom.
 
-    python train_gpt2.py                                        # the real run, where there are shards
-    torchrun --standalone --nproc_per_node=8 train_gpt2.py      # the same on eight GPUs
+    python train_gpt2.py --preset=laptop              # characters of Shakespeare, two minutes on a laptop
+    python train_gpt2.py --preset=debug               # 124M parameters, 50 steps: does everything run here?
+    python train_gpt2.py                              # the real run, after python fineweb.py
+    torchrun --standalone --nproc_per_node=8 train_gpt2.py             # the same on eight GPUs
 
 Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
-    2 the data          load_tokens, load_data, DataLoaderLite
-    3 many GPUs         print0, setup_distributed, all_reduce
-    4 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
-    5 checkpoints       save_checkpoint
-    6 training          get_lr, main: the set-up, then the loop with THE STEP
+    2 the settings      TrainConfig, every knob with its reason; PRESETS
+    3 the data          load_tokens, load_data, DataLoaderLite
+    4 many GPUs         print0, setup_distributed, all_reduce
+    5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
+    6 checkpoints       save_checkpoint
+    7 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
@@ -20,8 +23,10 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -31,7 +36,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hellaswag
-from fineweb import (atomic_write, fail, gpt2_tokenizer, open_log, progress, tokenize_file,
+from fineweb import (atomic_write, fail, make_tokenizer, open_log, parse_flags, progress, tokenize_file,
                      write_log)
 
 # ----------------------------------------------------------------------------------------------------
@@ -195,7 +200,57 @@ def load_weights(model, state):
     model.load_state_dict({re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()})
 
 # ----------------------------------------------------------------------------------------------------
-# 2 the data
+# 2 the settings
+
+@dataclass
+class TrainConfig:
+    preset: str = "gpt2"               # a named set of values (PRESETS); flags that are given win over it
+    # what goes in and out
+    data_root: str = "edu_fineweb10B"  # a directory of token shards, or one text file
+    tokenizer: str = "gpt2"            # for a text file: gpt2 (BPE) or char (one token a character)
+    log_dir: str = "log"               # log.txt, settings.json, model_*.pt
+    # the machine
+    device: str = "auto"               # cuda, mps or cpu
+    dtype: str = "bfloat16"            # or float32, for the matmuls; the weights stay in float32
+    dist_timeout_s: int = 600          # seconds after which a process gives up waiting for a silent one
+    # the batch
+    total_batch_size: int = 524288     # tokens a step, 2**19, about the 0.5M of the GPT-3 paper (table 2.1)
+    B: int = 64                        # rows in a micro batch: what fits into memory; it does not change the result
+    T: int = 1024                      # tokens in a row
+    # the optimization
+    max_steps: int = 19073             # 10e9 tokens / 2**19 tokens a step: one epoch of sample-10BT
+    max_lr: float = 6e-4               # GPT-3's for this size (table 2.1)
+    min_lr: float = 6e-5               # a tenth of max_lr
+    warmup_steps: int = 715            # 375M tokens / 2**19 tokens a step
+    weight_decay: float = 0.1          # on matrices and embeddings only
+    beta1: float = 0.9                 # AdamW: how long the mean of the gradients remembers
+    beta2: float = 0.95                # and that of their squares: shorter than the usual 0.999, as in GPT-3
+    grad_clip: float = 1.0             # longest gradient: one bad batch shall not throw the model
+    seed: int = 1337                   # initial weights and dropout; the order of the data is always the same
+    # the evals
+    eval_every: int = 250              # steps between evals; 0: only at the end
+    val_tokens: int = 10485760         # 20 * 2**19, however many processes there are
+    hellaswag: bool = True             # measure HellaSwag too (GPT-2's tokenizer only)
+    save_every: int = 1000             # steps between checkpoints, and one at the end; 0: none
+    keep_last: int = 2                 # older checkpoints are deleted: one is 1.5 GB for 124M
+
+PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
+    "gpt2": dict(n_layer=12, n_head=12, n_embd=768),                                           # 124M
+    "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024, max_lr=3e-4, min_lr=3e-5, B=32),   # 350M
+    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280, max_lr=2.5e-4, min_lr=2.5e-5, B=16),  # 774M
+    "gpt2-xl": dict(n_layer=48, n_head=25, n_embd=1600, max_lr=2e-4, min_lr=2e-5, B=8),        # 1558M
+    # characters of Shakespeare on two CPU cores: many small steps, and matmuls too small for bfloat16 to pay
+    "laptop": dict(data_root="input.txt", tokenizer="char", dtype="float32", hellaswag=False, eval_every=1000,
+                   block_size=64, n_layer=4, n_head=3, n_embd=96, T=64, B=8, total_batch_size=512, max_steps=3921,
+                   max_lr=6e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.3),  # two epochs
+    # the lecture's first optimization: does a model of the real size run here, and does its loss fall?
+    "debug": dict(data_root="input.txt", n_layer=12, n_head=12, n_embd=768, T=32, B=4, total_batch_size=128,
+                  max_steps=50, max_lr=3e-4, min_lr=3e-4, warmup_steps=0, eval_every=0, val_tokens=4096, save_every=0,
+                  hellaswag=False),
+}
+
+# ----------------------------------------------------------------------------------------------------
+# 3 the data
 
 def load_tokens(path):
     """A shard (a flat .npy array of uint16 or uint32 ids) -> its memory map: a page is read when it is touched."""
@@ -207,17 +262,17 @@ def load_tokens(path):
     except (OSError, ValueError, EOFError) as e:
         fail(f"{path} is not a token shard ({e}): delete it and run python fineweb.py again", by="LOCAL_RANK")
 
-def load_data(root):
+def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
-    splits = []
+    root, splits = config.data_root, []
     if os.path.isfile(root):
-        return tokenize_file(root)
+        return tokenize_file(root, config.tokenizer)
     for split in ("train", "val"):  # edufineweb_train_000001.npy
         paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
         splits.append([load_tokens(path) for path in paths])
         if not paths:
-            fail(f"no {split} shards in {root}: run python fineweb.py", by="LOCAL_RANK")
-    return gpt2_tokenizer(), *splits
+            fail(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", by="LOCAL_RANK")
+    return make_tokenizer("gpt2"), *splits
 
 class DataLoaderLite:
     """
@@ -256,20 +311,20 @@ class DataLoaderLite:
         return x, y
 
 # ----------------------------------------------------------------------------------------------------
-# 3 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
+# 4 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
 
 def print0(*args):
     """print, by the first process only: eight copies of a line say no more than one."""
     if os.environ.get("RANK", "0") == "0":
         print(*args, flush=True)
 
-def setup_distributed():
+def setup_distributed(config):
     """-> rank (which of all processes this is), how many there are, the torch.device of this one."""
     # torchrun sets these; without it there is one process
     rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
                                        (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(best)
+    device = torch.device(best if config.device == "auto" else config.device)
     # from here on we compare device.type: a device may be called cuda:3
     if device.type == "cuda":
         if num_processes > 1 or device.index is None:
@@ -277,7 +332,8 @@ def setup_distributed():
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
-        dist.init_process_group({"cuda": "nccl", "cpu": "gloo"}[device.type])
+        dist.init_process_group({"cuda": "nccl", "cpu": "gloo"}[device.type],
+                                timeout=timedelta(seconds=config.dist_timeout_s))
     return rank, num_processes, device
 
 def all_reduce(*values):
@@ -290,7 +346,7 @@ def all_reduce(*values):
     return sums.tolist()
 
 # ----------------------------------------------------------------------------------------------------
-# 4 the evals: each one call in the loop, on raw_model
+# 5 the evals: each one call in the loop, on raw_model
 
 @torch.no_grad()
 def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast):
@@ -333,7 +389,7 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
         print(f"rank {rank} sample {i}: {tokenizer.decode(row)}", flush=True)
 
 # ----------------------------------------------------------------------------------------------------
-# 5 checkpoints
+# 6 checkpoints
 
 def list_checkpoints(log_dir):
     """The paths of the checkpoints in log_dir, oldest first."""
@@ -351,66 +407,68 @@ def save_checkpoint(path, keep_last, raw_model, **state):
     print0(f"saved {path} in {time.time() - t0:.1f}s")
 
 # ----------------------------------------------------------------------------------------------------
-# 6 training
+# 7 training
 
-def get_lr(step, max_steps, max_lr=6e-4, min_lr=6e-5, warmup_steps=715):
+def get_lr(step, config):
     """The learning rate of a step: linear warm-up, then half a cosine down to min_lr (GPT-3, appendix B)."""
-    if step < warmup_steps:
-        return max_lr * (step + 1) / warmup_steps  # + 1: a step at rate 0 would teach nothing
-    if step >= max_steps:
-        return min_lr
-    ratio = (step - warmup_steps) / (max_steps - warmup_steps)  # 0 -> 1
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (max_lr - min_lr)
+    if step < config.warmup_steps:
+        return config.max_lr * (step + 1) / config.warmup_steps  # + 1: a step at rate 0 would teach nothing
+    if step >= config.max_steps:
+        return config.min_lr
+    ratio = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)  # 0 -> 1
+    return config.min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (config.max_lr - config.min_lr)
 
-def main():
-    # --- the run ---------------------------------------------------------------------------------------
-    if os.path.isdir("edu_fineweb10B"):
-        data_root, B, T, total_batch_size = "edu_fineweb10B", 64, 1024, 524288  # tokens a step: 2**19, as GPT-3
-        max_steps, warmup_steps = 19073, 715  # 10e9 tokens and 375e6 tokens / 2**19 tokens a step
-        eval_every, val_tokens, save_every = 250, 20 * 524288, 5000
-    else:  # a few steps on a text, to see that everything runs
-        data_root, B, T, total_batch_size = "input.txt", 4, 32, 512
-        max_steps, warmup_steps, eval_every, val_tokens, save_every = 20, 5, 10, 2048, 20
-    tokenizer, train_shards, val_shards = load_data(data_root)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def main(gpt_config, config, typed):
+    # --- which run? The settings, the weights to start from, the data ----------------------------------
+    tokenizer, train_shards, val_shards = load_data(config)
+    if "vocab_size" not in typed:
+        gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
+    with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
+    if config.hellaswag and not with_hellaswag:
+        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
+    if with_hellaswag and os.environ.get("LOCAL_RANK", "0") == "0":
         hellaswag.try_download()  # by one process of each machine; the others wait for it in setup_distributed
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
-    rank, num_processes, device = setup_distributed()
-    # autocast: matmuls in bfloat16; norms, the loss and the weights themselves stay in float32
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+    rank, num_processes, device = setup_distributed(config)
+    # autocast: matmuls in dtype; norms, the loss and the weights themselves stay in float32
+    dtype = getattr(torch, config.dtype)
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    grad_accum_steps, rest = divmod(total_batch_size, B * T * num_processes)
+    grad_accum_steps, rest = divmod(config.total_batch_size, config.B * config.T * num_processes)
     assert rest == 0 and grad_accum_steps > 0, "total_batch_size must be a multiple of B * T * processes"
-    print0(f"{device.type}; {total_batch_size} tokens a step = B {B} "
-           f"* T {T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
+    print0(f"{device.type}, {config.dtype}; {config.total_batch_size} tokens a step = B {config.B} "
+           f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
     # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
-    loader_args = (T, rank, num_processes)
-    train_loader = DataLoaderLite(train_shards, B, *loader_args)
+    loader_args = (config.T, rank, num_processes)
+    train_loader = DataLoaderLite(train_shards, config.B, *loader_args)
     val_loader = DataLoaderLite(val_shards, 1, *loader_args)
-    examples = hellaswag.load_examples()
+    examples = hellaswag.load_examples() if with_hellaswag else []
     if all_reduce(not examples) != [0]:
         examples = []  # where one machine lacks the file nobody measures HellaSwag: we would wait for it for ever
-    torch.manual_seed(1337)  # the same weights in every process
-    raw_model = GPT(GPTConfig())
+    torch.manual_seed(config.seed)  # the same weights in every process
+    raw_model = GPT(gpt_config)
     raw_model.to(device)
     model = torch.compile(raw_model) if device.type == "cuda" else raw_model
     if dist.is_initialized():
         model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
-    optimizer = raw_model.configure_optimizers(weight_decay=0.1, learning_rate=6e-4)
-    settings = {"config": asdict(raw_model.config), "tokenizer": tokenizer.spec,
+    optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
+    val_loss = None
+    settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
-    log_file = open_log("log", settings, None) if rank == 0 else None
+    log_file = None  # one process writes, and none if --max_steps=0 only asks for an evaluation
+    if rank == 0 and config.max_steps > 0:
+        log_file = open_log(config.log_dir, settings, None)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start = time.time()
-    for step in range(max_steps + 1):
-        last_step = step == max_steps
-        if last_step or step % eval_every == 0:
-            val_loss = evaluate_val_loss(raw_model, val_loader, val_tokens, B, autocast)
-            left = (time.time() - t_start) / max(1, step) * (max_steps - step) / 60  # minutes
+    for step in range(config.max_steps + 1):
+        last_step = step == config.max_steps
+        if last_step or config.eval_every and step % config.eval_every == 0:
+            val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast)
+            left = (time.time() - t_start) / max(1, step) * (config.max_steps - step) / 60  # minutes
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
                    + (f"{left:.0f} min left" if step > 0 else "time left: known after some steps"))
             write_log(log_file, step, val=f"{val_loss:.4f}")
@@ -420,9 +478,9 @@ def main():
                 write_log(log_file, step, hella=f"{acc_norm:.4f}")
             if step > 0 or last_step:
                 print_samples(raw_model, tokenizer, val_loader, rank, autocast)
-        if rank == 0 and step > 0 and (last_step or step % save_every == 0):
-            path = os.path.join("log", f"model_{step:05d}.pt")
-            save_checkpoint(path, 5, raw_model, step=step, val_loss=val_loss, **settings)
+        if rank == 0 and config.save_every and step > 0 and (last_step or step % config.save_every == 0):
+            path = os.path.join(config.log_dir, f"model_{step:05d}.pt")
+            save_checkpoint(path, config.keep_last, raw_model, step=step, val_loss=val_loss, **settings)
         if last_step:
             break
 
@@ -441,8 +499,8 @@ def main():
             loss = loss / grad_accum_steps
             loss_accum += loss.detach()
             loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
-        lr = get_lr(step, max_steps, warmup_steps=warmup_steps)
+        norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), config.grad_clip)
+        lr = get_lr(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -452,10 +510,10 @@ def main():
 
         loss = all_reduce(loss_accum / num_processes)[0]
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
-               f"tok/sec: {total_batch_size / dt:.2f}")
+               f"tok/sec: {config.total_batch_size / dt:.2f}")
         write_log(log_file, step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
 
 if __name__ == "__main__":
-    main()
+    main(*parse_flags(sys.argv[1:], __doc__, PRESETS, GPTConfig, TrainConfig))
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -6,7 +6,7 @@ from conftest import write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineweb import gpt2_tokenizer
+from fineweb import CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer
 from train_gpt2 import DataLoaderLite, load_tokens
 
 
@@ -86,3 +86,20 @@ def test_gpt2s_tokenizer():
     assert (t.n_vocab, t.eot) == (50257, 50256)
     assert t.encode("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
     assert t.decode([50256]) == "<|endoftext|>"
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_text_to_tokens_to_text_is_the_identity(text):
+    """For any text, also one that spells <|endoftext|>: a document cannot inject the token that separates documents."""
+    text += "<|endoftext|>"
+    for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
+        ids = t.encode(text)
+        assert t.decode(ids) == text and t.eot not in ids and max(ids) < t.n_vocab
+        assert load_tokenizer(t.spec).encode(text) == ids, "the spec in a checkpoint makes the same tokenizer"
+
+
+def test_a_character_tokenizer_names_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit) as e:
+        CharTokenizer("abc").encode("abx")
+    assert e.value.code == 2 and "'x'" in capsys.readouterr().err
