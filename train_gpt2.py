@@ -10,7 +10,7 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the settings      TrainConfig, every knob with its reason; PRESETS
     3 the data          load_tokens, load_data, DataLoaderLite
-    4 many GPUs         print0, setup_distributed, all_reduce
+    4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     6 checkpoints       save_checkpoint
     7 training          get_lr, main: the set-up, then the loop with THE STEP
@@ -211,7 +211,8 @@ class TrainConfig:
     log_dir: str = "log"               # log.txt, settings.json, model_*.pt
     # the machine
     device: str = "auto"               # cuda, mps or cpu
-    dtype: str = "bfloat16"            # or float32, for the matmuls; the weights stay in float32
+    dtype: str = "auto"                # bfloat16, float16 or float32 for the matmuls; the weights stay in float32
+    compile: bool | None = None        # torch.compile, by default on CUDA only: it takes a minute at the start
     dist_timeout_s: int = 600          # seconds after which a process gives up waiting for a silent one
     # the batch
     total_batch_size: int = 524288     # tokens a step, 2**19, about the 0.5M of the GPT-3 paper (table 2.1)
@@ -281,9 +282,10 @@ class DataLoaderLite:
     on neither B, the number of processes nor the size of a shard; nothing is dropped; and one number says where we are.
     """
 
-    def __init__(self, shards, B, T, process_rank=0, num_processes=1):
+    def __init__(self, shards, B, T, process_rank=0, num_processes=1, device_type="cpu"):
         self.shards, self.B, self.T = shards, B, T
         self.process_rank, self.num_processes = process_rank, num_processes
+        self.pin = device_type == "cuda"
         self.ends = np.cumsum([len(shard) for shard in shards])  # of each shard, in the stream
         self.num_tokens = int(self.ends[-1])
         self.position = 0  # tokens consumed by all processes together, since the beginning of the run
@@ -308,7 +310,8 @@ class DataLoaderLite:
         buf = self.read(self.position + B * T * self.process_rank, B * T + 1)
         self.position += B * T * self.num_processes
         x, y = buf[:-1].view(B, T), buf[1:].view(B, T)
-        return x, y
+        # pinned memory: the GPU can fetch it by itself while we go on (the copy is in main)
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
 
 # ----------------------------------------------------------------------------------------------------
 # 4 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
@@ -344,6 +347,50 @@ def all_reduce(*values):
     sums = torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     return sums.tolist()
+
+def choose_dtype(config, device):
+    """What the hardware multiplies natively -> torch.dtype, the reason (str)."""
+    dtype, reason = torch.float32, "nothing shorter is native here"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        dtype = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+        reason = f"native at compute capability {major}.{minor}"
+    elif device.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()
+        if can.get("amx_bf16") or can.get("avx512_bf16"):
+            dtype, reason = torch.bfloat16, "this CPU multiplies it natively"
+    return (dtype, reason) if config.dtype == "auto" else (getattr(torch, config.dtype), "as asked for")
+
+def wrap_model(raw_model, config, device, autocast):
+    """
+    raw_model -> model, a second handle on the same weights, for the step only: compiled, if that works, and in DDP,
+    which averages the gradients of all processes while backward is still computing.
+    """
+    def wrap(module):
+        if not dist.is_initialized():
+            return module
+        return DDP(module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+
+    compile = config.compile
+    if compile is None:  # compiled code for GPUs is Triton's, which begins at compute capability 7.0
+        compile = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    if compile:
+        model, error = wrap(torch.compile(raw_model)), None
+        model.require_backward_grad_sync = False  # each process by itself: in another, compiling may fail
+        x, y = torch.zeros(2, config.B, config.T, dtype=torch.long, device=device)
+        try:
+            with autocast:
+                model(x, y)[1].backward()
+        except RuntimeError as e:  # Dynamo's and Inductor's: no C++ compiler, no Triton, an operation they lack
+            if isinstance(e, torch.OutOfMemoryError):
+                raise
+            error = f"{type(e).__name__}: {e}".splitlines()[0]
+        raw_model.zero_grad(set_to_none=True)
+        if all_reduce(error is not None) == [0]:
+            return model
+        print0(f"warning: going on without torch.compile: {error or 'it fails in another process'}")
+        del model  # or its DDP would go on listening to the weights
+    return wrap(raw_model)
 
 # ----------------------------------------------------------------------------------------------------
 # 5 the evals: each one call in the loop, on raw_model
@@ -431,18 +478,18 @@ def main(gpt_config, config, typed):
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed(config)
+    dtype, reason = choose_dtype(config, device)
     # autocast: matmuls in dtype; norms, the loss and the weights themselves stay in float32
-    dtype = getattr(torch, config.dtype)
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     grad_accum_steps, rest = divmod(config.total_batch_size, config.B * config.T * num_processes)
     assert rest == 0 and grad_accum_steps > 0, "total_batch_size must be a multiple of B * T * processes"
-    print0(f"{device.type}, {config.dtype}; {config.total_batch_size} tokens a step = B {config.B} "
+    print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
            f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
     # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
-    loader_args = (config.T, rank, num_processes)
+    loader_args = (config.T, rank, num_processes, device.type)
     train_loader = DataLoaderLite(train_shards, config.B, *loader_args)
     val_loader = DataLoaderLite(val_shards, 1, *loader_args)
     examples = hellaswag.load_examples() if with_hellaswag else []
@@ -451,10 +498,10 @@ def main(gpt_config, config, typed):
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
     raw_model.to(device)
-    model = torch.compile(raw_model) if device.type == "cuda" else raw_model
-    if dist.is_initialized():
-        model = DDP(model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+    model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
+    # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     val_loss = None
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
@@ -489,7 +536,7 @@ def main(gpt_config, config, typed):
         optimizer.zero_grad(set_to_none=True)
         loss_accum = 0.0
         for micro_step in range(grad_accum_steps):
-            x, y = (t.to(device) for t in train_loader.next_batch())
+            x, y = (t.to(device, non_blocking=True) for t in train_loader.next_batch())
             # DDP averages the gradients over all processes, but once a step is enough: in the last micro step. Set this
             # before the forward, which prepares for it: set after it, the model trains too, but much worse, silently
             model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
@@ -498,12 +545,14 @@ def main(gpt_config, config, typed):
             # backward adds to the gradients: divided here, the sum over the micro steps is the mean over the batch
             loss = loss / grad_accum_steps
             loss_accum += loss.detach()
-            loss.backward()
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), config.grad_clip)
         lr = get_lr(step, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
         # ======================================================================

@@ -1,0 +1,80 @@
+"""
+The lines that only a GPU runs, run without one: the calls to CUDA are replaced by what they would answer, so that no
+typing error waits for the rented machine. (What a kernel computes there is not tested here.)
+"""
+import contextlib
+
+import pytest
+import torch
+
+import train_gpt2
+from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, setup_distributed
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Pretend that there are four GPUs of a given compute capability -> what was called, as a list."""
+    calls = []
+
+    def pretend(capability=(9, 0), archs=("sm_75", "sm_80", "sm_90", "compute_90")):
+        for name, answer in dict(is_available=True, device_count=4, get_device_capability=capability,
+                                 get_device_name="Pretended GPU", get_arch_list=list(archs)).items():
+            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+        for name in ("set_device", "synchronize"):
+            monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: calls.append((name, *map(str, args))))
+        monkeypatch.setattr(train_gpt2.dist, "init_process_group",
+                            lambda *args, **kwargs: calls.append(("init_process_group", *args)))
+        return calls
+    return pretend
+
+
+@pytest.mark.parametrize("capability, dtype", [
+    ((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16),
+    ((6, 1), torch.float32)])
+def test_dtype_by_compute_capability(capability, dtype, cuda):
+    """bfloat16 from the A100 on, float16 on V100 and T4, float32 before."""
+    cuda(capability, archs=("sm_60", "sm_70", "sm_80", "sm_90"))
+    chosen, reason = choose_dtype(TrainConfig(), torch.device("cuda", 0))
+    assert chosen == dtype and f"{capability[0]}.{capability[1]}" in reason
+    assert choose_dtype(TrainConfig(dtype="float32"), torch.device("cuda", 0)) == (torch.float32, "as asked for")
+
+
+def test_one_process_may_choose_its_gpu(cuda):
+    calls = cuda()
+    assert setup_distributed(TrainConfig(device="cuda:2")) == (0, 1, torch.device("cuda", 2))
+    assert setup_distributed(TrainConfig()) == (0, 1, torch.device("cuda", 0))
+    assert calls == [("set_device", "cuda:2"), ("set_device", "cuda:0")]
+
+
+def test_batches_for_a_gpu_are_pinned(monkeypatch):
+    """So that they can be copied while the GPU computes."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
+    DataLoaderLite([torch.arange(100).numpy()], 2, 8, device_type="cuda").next_batch()
+    assert pinned == [(2, 8), (2, 8)]
+
+
+def test_float16_with_a_good_scale_trains(train):
+    """The losses follow those of float32 to float16's three digits; the scaler takes its scale out before clipping."""
+    half, full = train("half", "--dtype=float16"), train("full")
+    assert all(abs(half["train"][s] - full["train"][s]) < 0.05 for s in range(10))
+    assert half["norm"][0] == pytest.approx(full["norm"][0], rel=0.02) and half["train"][9] < half["train"][0] - 0.5
+
+
+def test_the_whole_program_on_a_pretended_gpu(cuda, train, monkeypatch, capsys):
+    """From the choice of the device to the last sample, with every `cuda` device answered by the CPU."""
+    calls = cuda()
+    # Module.to ends in Tensor.to too
+    tensor_to, tensor, zeros = torch.Tensor.to, torch.tensor, torch.zeros
+
+    def here(device):
+        return torch.device("cpu") if "cuda" in str(device) else device
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, device, *a, **kw: tensor_to(t, here(device), *a, **kw))
+    monkeypatch.setattr(torch, "tensor", lambda *a, device=None, **kw: tensor(*a, device=here(device), **kw))
+    monkeypatch.setattr(torch, "zeros", lambda *a, device=None, **kw: zeros(*a, device=here(device), **kw))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t)
+    monkeypatch.setattr(torch, "compile", lambda m: m)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    log = train("log", "--device=cuda", "--dtype=auto", "--eval_every=5", "--save_every=5")
+    assert log["train"][9] < log["train"][0] and calls.count(("synchronize",)) == 10
+    assert "cuda, bfloat16 (native at compute capability 9.0)" in capsys.readouterr().out
