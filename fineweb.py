@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import time
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import numpy as np
 from tqdm import tqdm
@@ -116,6 +116,21 @@ def parse_flags(argv, doc, presets, *configs):
     typed = vars(parser.parse_args(argv))
     values = {**presets[typed.get("preset", "gpt2")], **typed}
     return *(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in configs), typed
+
+
+def merge_settings(config, saved, typed, fixed=()):
+    """
+    Give the dataclass config the values of the dict saved, but for the flags that were typed. A field in `fixed` that
+    was typed with another value ends the program; for the others a line says what has changed.
+    """
+    for name, new in asdict(config).items():
+        old = saved.get(name, new)
+        if name not in typed and name != "resume":
+            setattr(config, name, old)
+        elif new != old and name in fixed:
+            fail(f"the weights to start from are of another model: {name} is {old}, not {new}")
+        elif new != old and name != "resume" and os.environ.get("RANK", "0") == "0":
+            print(f"changed since the checkpoint: {name} {old} -> {new}", flush=True)
 
 
 def progress(batches, what, flags):

@@ -5,6 +5,7 @@ Reproduce GPT-2 (124M) from nothing: the model, the data, the evals and the trai
     python train_gpt2.py --preset=debug               # 124M parameters, 50 steps: does everything run here?
     python train_gpt2.py                              # the real run, after python fineweb.py
     torchrun --standalone --nproc_per_node=8 train_gpt2.py             # the same on eight GPUs
+    python train_gpt2.py --resume=auto                # go on from the newest checkpoint in log/
 
 Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
@@ -12,7 +13,7 @@ Contents
     3 the data          load_tokens, load_data, DataLoaderLite
     4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
-    6 checkpoints       save_checkpoint
+    6 checkpoints       save_checkpoint, load_checkpoint, find_checkpoint
     7 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
@@ -25,6 +26,7 @@ import os
 import re
 import sys
 import time
+import zipfile
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -36,7 +38,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hellaswag
-from fineweb import (atomic_write, fail, make_tokenizer, open_log, parse_flags, progress, tokenize_file,
+from fineweb import (atomic_write, fail, make_tokenizer, merge_settings, open_log, parse_flags, progress, tokenize_file,
                      write_log)
 
 # ----------------------------------------------------------------------------------------------------
@@ -209,6 +211,7 @@ class TrainConfig:
     data_root: str = "edu_fineweb10B"  # a directory of token shards, or one text file
     tokenizer: str = "gpt2"            # for a text file: gpt2 (BPE) or char (one token a character)
     log_dir: str = "log"               # log.txt, settings.json, model_*.pt
+    resume: str = ""                   # auto (the newest checkpoint in log_dir, if any) or a checkpoint's path
     # the machine
     device: str = "auto"               # cuda, mps or cpu
     dtype: str = "auto"                # bfloat16, float16 or float32 for the matmuls; the weights stay in float32
@@ -249,6 +252,8 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
                   max_steps=50, max_lr=3e-4, min_lr=3e-4, warmup_steps=0, eval_every=0, val_tokens=4096, save_every=0,
                   hellaswag=False),
 }
+
+SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # what a checkpoint's weights fix
 
 # ----------------------------------------------------------------------------------------------------
 # 3 the data
@@ -443,15 +448,41 @@ def list_checkpoints(log_dir):
     paths = glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt"))
     return sorted(paths, key=lambda path: int(re.sub(r"\D", "", os.path.basename(path)) or 0))
 
-def save_checkpoint(path, keep_last, raw_model, **state):
-    """Write the weights and what is in `state`, as plain data; keep only the keep_last newest files."""
+def save_checkpoint(path, keep_last, raw_model, optimizer, **state):
+    """Write all that a resumed run needs, as plain data by parameter name; keep only the keep_last newest files."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
     t0 = time.time()
-    state |= {"model": raw_model.state_dict()}
+    state |= {"model": raw_model.state_dict(), "optimizer": get_optimizer_state_dict(raw_model, optimizer)}
     with atomic_write(path) as f:
         torch.save(state, f)
     for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
         os.remove(old)
     print0(f"saved {path} in {time.time() - t0:.1f}s")
+
+def load_checkpoint(path):
+    """A checkpoint -> dict. Anything else: one line, exit code 2."""
+    try:
+        with zipfile.ZipFile(path) as z:
+            if z.testzip():  # compares checksums; torch.load would take a flipped bit for a weight
+                raise ValueError("a checksum is wrong")
+        # weights_only: data, never the code that a pickle can carry
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
+        fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+
+def find_checkpoint(config):
+    """The checkpoint that --resume asks for -> dict, or None. `auto` starts afresh where there is none yet."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        config.resume = "auto"  # torchrun has started us again after a crash
+    for path in list_checkpoints(config.log_dir)[::-1] if config.resume == "auto" else filter(None, [config.resume]):
+        try:
+            checkpoint = load_checkpoint(path)
+        except SystemExit:
+            if config.resume != "auto":
+                raise
+            continue  # damaged, which it has said: the one before will do
+        print0(f"resuming from {path}: {checkpoint['step']} steps are done")
+        return checkpoint
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training
@@ -467,8 +498,15 @@ def get_lr(step, config):
 
 def main(gpt_config, config, typed):
     # --- which run? The settings, the weights to start from, the data ----------------------------------
+    checkpoint = find_checkpoint(config)
+    if checkpoint:
+        saved = checkpoint["train_config"]
+        if typed.get("preset", saved["preset"]) != saved["preset"]:
+            typed = {**PRESETS[typed["preset"]], **typed}  # another preset than the checkpoint's counts as flags
+        merge_settings(gpt_config, checkpoint["config"], typed, fixed=SHAPE)
+        merge_settings(config, saved, typed)
     tokenizer, train_shards, val_shards = load_data(config)
-    if "vocab_size" not in typed:
+    if not checkpoint and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
     with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
     if config.hellaswag and not with_hellaswag:
@@ -497,27 +535,34 @@ def main(gpt_config, config, typed):
         examples = []  # where one machine lacks the file nobody measures HellaSwag: we would wait for it for ever
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
+    if checkpoint:
+        load_weights(raw_model, checkpoint["model"])
     raw_model.to(device)
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
     # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    val_loss = None
+    start_step, val_loss = 0, None
+    if checkpoint:
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        start_step, val_loss, train_loader.position = (checkpoint[key] for key in ("step", "val_loss", "position"))
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     log_file = None  # one process writes, and none if --max_steps=0 only asks for an evaluation
     if rank == 0 and config.max_steps > 0:
-        log_file = open_log(config.log_dir, settings, None)
+        log_file = open_log(config.log_dir, settings, start_step if checkpoint else None)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start = time.time()
-    for step in range(config.max_steps + 1):
+    for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
         if last_step or config.eval_every and step % config.eval_every == 0:
             val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast)
-            left = (time.time() - t_start) / max(1, step) * (config.max_steps - step) / 60  # minutes
+            left = (time.time() - t_start) / max(1, step - start_step) * (config.max_steps - step) / 60  # minutes
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
-                   + (f"{left:.0f} min left" if step > 0 else "time left: known after some steps"))
+                   + (f"{left:.0f} min left" if step > start_step else "time left: known after some steps"))
             write_log(log_file, step, val=f"{val_loss:.4f}")
             if examples:
                 acc_norm = evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast)
@@ -525,14 +570,17 @@ def main(gpt_config, config, typed):
                 write_log(log_file, step, hella=f"{acc_norm:.4f}")
             if step > 0 or last_step:
                 print_samples(raw_model, tokenizer, val_loader, rank, autocast)
-        if rank == 0 and config.save_every and step > 0 and (last_step or step % config.save_every == 0):
+        if rank == 0 and config.save_every and step > start_step and (last_step or step % config.save_every == 0):
             path = os.path.join(config.log_dir, f"model_{step:05d}.pt")
-            save_checkpoint(path, config.keep_last, raw_model, step=step, val_loss=val_loss, **settings)
+            save_checkpoint(path, config.keep_last, raw_model, optimizer, scaler=scaler.state_dict(), step=step,
+                            position=train_loader.position, val_loss=val_loss, **settings)
         if last_step:
             break
 
         # ============================== THE STEP ==============================
         t0 = time.time()
+        # randomness (dropout) that depends on nothing but these three, so a resumed run draws the same numbers
+        torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
         optimizer.zero_grad(set_to_none=True)
         loss_accum = 0.0
         for micro_step in range(grad_accum_steps):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train_gpt2
-from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, setup_distributed
+from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
 
 
 @pytest.fixture
@@ -52,6 +52,18 @@ def test_batches_for_a_gpu_are_pinned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(t.shape) or t)
     DataLoaderLite([torch.arange(100).numpy()], 2, 8, device_type="cuda").next_batch()
     assert pinned == [(2, 8), (2, 8)]
+
+
+def test_float16_skips_a_step_whose_gradients_overflow(train, tmp_path, monkeypatch):
+    """float16 ends at 65,504. With too large a scale the step is left out, the scale halved, the weights unchanged."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**60, enabled=enabled))
+    train("log", "--dtype=float16", "--max_steps=1", "--save_every=1")
+    torch.manual_seed(1337)
+    saved = load_checkpoint(str(tmp_path / "log" / "model_00001.pt"))
+    fresh = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
+    assert saved["scaler"]["scale"] == 2.0**59
+    assert all(saved["model"][name].equal(w) for name, w in fresh.state_dict().items())
 
 
 def test_float16_with_a_good_scale_trains(train):

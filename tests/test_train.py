@@ -7,7 +7,22 @@ import torch
 from conftest import read_log
 
 import train_gpt2
-from train_gpt2 import GPT, TrainConfig, get_lr
+from fineweb import parse_flags
+from train_gpt2 import GPT, PRESETS, GPTConfig, TrainConfig, get_lr, load_checkpoint
+
+
+def states(checkpoint):
+    """All tensors of a checkpoint, model and optimizer, by name."""
+    c = load_checkpoint(str(checkpoint))
+    moments = {f"{name}.{k}": v for name, s in c["optimizer"]["state"].items() for k, v in s.items()}
+    return {**c["model"], **moments}
+
+
+def assert_same_bits(a, b):
+    a, b = states(a), states(b)
+    assert a.keys() == b.keys() and len(a) > 50
+    for name in a:
+        assert a[name].equal(b[name]), name
 
 
 def test_learning_rate():
@@ -123,3 +138,50 @@ def needs_a_compiler():
         cpp_builder.get_cpp_compiler()
     except Exception as e:
         pytest.skip(f"torch.compile needs a C++ compiler here: {e}")
+
+
+@pytest.mark.parametrize("flags", [("--dtype=float32",), ("--dtype=bfloat16",)], ids=" ".join)
+def test_resuming_changes_nothing(flags, train, tmp_path):
+    """8 steps, then all state from the file, 2 more: bit for bit the 10 steps in one go, and the same log."""
+    whole = train("whole", "--save_every=10", *flags)
+    train("parts", "--save_every=4", *flags)
+    (tmp_path / "parts" / "model_00010.pt").unlink()  # what came after step 8 is lost, but for its lines in the log
+    parts = train("parts", "--resume=auto", "--save_every=4", *flags)
+    assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
+    del whole["dt"], parts["dt"]
+    assert whole == parts
+
+
+def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
+    """Flags that are given win, and are named; the rest is as it was. The newest whole checkpoint is used."""
+    train("log", "--save_every=5", "--keep_last=5")
+    (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
+    capsys.readouterr()
+    argv = [f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"]
+    train_gpt2.main(*parse_flags(argv, "", PRESETS, GPTConfig, TrainConfig))
+    out = capsys.readouterr()
+    assert "model_00010.pt is not a usable checkpoint" in out.err and "model_00005.pt: 5 steps are done" in out.out
+    assert "max_lr 0.01 -> 0.005" in out.out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
+
+
+def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):
+    """Notes that a person left in log.txt survive a resume."""
+    train("log", "--save_every=5", "--keep_last=5")
+    with open(tmp_path / "log" / "log.txt", "a") as f:
+        f.write("# here the power went off\n")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    with pytest.raises(ValueError):
+        train("log", "--resume=auto")  # read_log does not know what to make of it
+    lines = (tmp_path / "log" / "log.txt").read_text().splitlines()
+    assert "# here the power went off" in lines and sum(line.startswith("7 train") for line in lines) == 1
+
+
+def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_path):
+    """Saved by one process, resumed by two: the same data in the same order, the same losses to 1e-5."""
+    whole = train("log", "--save_every=5", "--keep_last=5")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    result = torchrun(2, "log", "--resume=auto", "--save_every=5")
+    assert result.returncode == 0, result.stderr
+    resumed = read_log(tmp_path / "log")
+    assert all(abs(whole["train"][s] - resumed["train"][s]) <= 1e-5 for s in range(10))
+    assert load_checkpoint(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
