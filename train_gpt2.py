@@ -6,6 +6,7 @@ Reproduce GPT-2 (124M) from nothing: the model, the data, the evals and the trai
     python train_gpt2.py                              # the real run, after python fineweb.py
     torchrun --standalone --nproc_per_node=8 train_gpt2.py             # the same on eight GPUs
     python train_gpt2.py --resume=auto                # go on from the newest checkpoint in log/
+    python train_gpt2.py --init_from=gpt2 --max_steps=0                # evaluate OpenAI's GPT-2
 
 Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
@@ -13,7 +14,7 @@ Contents
     3 the data          load_tokens, load_data, DataLoaderLite
     4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
-    6 checkpoints       save_checkpoint, load_checkpoint, find_checkpoint
+    6 checkpoints       save_checkpoint, load_checkpoint, load_model
     7 training          get_lr, main: the set-up, then the loop with THE STEP
 
 Letters in the comments on shapes
@@ -51,6 +52,7 @@ class GPTConfig:
     n_layer: int = 12        # blocks
     n_head: int = 12         # attention heads in a block
     n_embd: int = 768        # C, the width of the residual stream
+    dropout: float = 0.0     # GPT-2 used 0.1; in less than one epoch there is nothing to overfit to
 
 class CausalSelfAttention(nn.Module):
     """The only place where a token learns of other tokens (Vaswani et al. 2017, section 3.2). (B, T, C) -> (B, T, C)"""
@@ -59,9 +61,11 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         assert config.n_embd % config.n_head == 0
         self.n_head = config.n_head
+        self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values of all heads, one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True  # see GPT._init_weights
+        self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         B, T, C = x.size()
@@ -70,9 +74,10 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in qkv)  # (B, nh, T, hs)
         # softmax(q k^T / sqrt(hs)) v, each token looking at itself and the past (is_causal). Flash attention (Dao et
         # al. 2022) gets there without ever writing the (T, T) matrix to memory
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
+        dropout_p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # the heads side by side again: (B, T, C)
-        return self.c_proj(y)
+        return self.resid_dropout(self.c_proj(y))
 
 class MLP(nn.Module):
     """Each token by itself thinks over what it has heard. (B, T, C) -> (B, T, C)"""
@@ -83,10 +88,11 @@ class MLP(nn.Module):
         self.gelu = nn.GELU(approximate="tanh")  # exact GELU was slow in 2018's TensorFlow; the weights expect the tanh
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         x = self.gelu(self.c_fc(x))  # (B, T, 4C)
-        return self.c_proj(x)  # (B, T, C)
+        return self.dropout(self.c_proj(x))  # (B, T, C)
 
 class Block(nn.Module):
     """Communicate, then compute. Norms come before each part, so that the residual stream itself runs through clean."""
@@ -112,6 +118,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),  # what a token means
             wpe=nn.Embedding(config.block_size, config.n_embd),  # where it stands
+            drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
             ln_f=nn.LayerNorm(config.n_embd),
         ))
@@ -143,6 +150,7 @@ class GPT(nn.Module):
         assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
         pos = torch.arange(T, device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) -> (B, T, C)
+        x = self.transformer.drop(x)
         for block in self.transformer.h:
             x = block(x)
         logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
@@ -211,6 +219,7 @@ class TrainConfig:
     data_root: str = "edu_fineweb10B"  # a directory of token shards, or one text file
     tokenizer: str = "gpt2"            # for a text file: gpt2 (BPE) or char (one token a character)
     log_dir: str = "log"               # log.txt, settings.json, model_*.pt
+    init_from: str = ""                # start from gpt2|gpt2-medium|gpt2-large|gpt2-xl, a Hugging Face directory, a .pt
     resume: str = ""                   # auto (the newest checkpoint in log_dir, if any) or a checkpoint's path
     # the machine
     device: str = "auto"               # cuda, mps or cpu
@@ -460,15 +469,27 @@ def save_checkpoint(path, keep_last, raw_model, optimizer, **state):
     print0(f"saved {path} in {time.time() - t0:.1f}s")
 
 def load_checkpoint(path):
-    """A checkpoint -> dict. Anything else: one line, exit code 2."""
+    """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
     try:
         with zipfile.ZipFile(path) as z:
             if z.testzip():  # compares checksums; torch.load would take a flipped bit for a weight
                 raise ValueError("a checksum is wrong")
-        # weights_only: data, never the code that a pickle can carry
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # weights_only: data, never the code that a pickle can carry. The original saved its config as an object of its
+        # class __main__.GPTConfig: this one name is let through, and means ours
+        with torch.serialization.safe_globals([(GPTConfig, "__main__.GPTConfig")]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(checkpoint["config"], GPTConfig):
+            checkpoint["config"] = asdict(GPTConfig(**vars(checkpoint["config"])))
+        return {"tokenizer": {"name": "gpt2"}, "step": 0, **checkpoint, "model": checkpoint["model"]}
     except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
         fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+
+def load_model(name):
+    """A checkpoint (.pt), a Hugging Face directory, gpt2 ... gpt2-xl -> dict of model (weights), config, tokenizer"""
+    if name.endswith(".pt"):
+        return load_checkpoint(name)
+    model = GPT.from_pretrained(name)
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": {"name": "gpt2"}}
 
 def find_checkpoint(config):
     """The checkpoint that --resume asks for -> dict, or None. `auto` starts afresh where there is none yet."""
@@ -481,6 +502,8 @@ def find_checkpoint(config):
             if config.resume != "auto":
                 raise
             continue  # damaged, which it has said: the one before will do
+        if "optimizer" not in checkpoint:
+            fail(f"{path} holds weights only: start from them with --init_from={path}")
         print0(f"resuming from {path}: {checkpoint['step']} steps are done")
         return checkpoint
 
@@ -499,14 +522,15 @@ def get_lr(step, config):
 def main(gpt_config, config, typed):
     # --- which run? The settings, the weights to start from, the data ----------------------------------
     checkpoint = find_checkpoint(config)
-    if checkpoint:
-        saved = checkpoint["train_config"]
-        if typed.get("preset", saved["preset"]) != saved["preset"]:
+    start = checkpoint or (load_model(config.init_from) if config.init_from else None)
+    if start:
+        saved = start.get("train_config", {})
+        if "preset" in saved and typed.get("preset", saved["preset"]) != saved["preset"]:
             typed = {**PRESETS[typed["preset"]], **typed}  # another preset than the checkpoint's counts as flags
-        merge_settings(gpt_config, checkpoint["config"], typed, fixed=SHAPE)
+        merge_settings(gpt_config, start["config"], typed, fixed=SHAPE)
         merge_settings(config, saved, typed)
     tokenizer, train_shards, val_shards = load_data(config)
-    if not checkpoint and "vocab_size" not in typed:
+    if not start and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
     with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
     if config.hellaswag and not with_hellaswag:
@@ -535,8 +559,8 @@ def main(gpt_config, config, typed):
         examples = []  # where one machine lacks the file nobody measures HellaSwag: we would wait for it for ever
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
-    if checkpoint:
-        load_weights(raw_model, checkpoint["model"])
+    if start:
+        load_weights(raw_model, start["model"])
     raw_model.to(device)
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))

@@ -1,5 +1,6 @@
-"""Facts about training: the schedule, the log, several processes. Real runs of a tiny model."""
+"""Facts about training: the schedule, the log, resuming, several processes. Real runs of a tiny model."""
 import re
+import sys
 import types
 
 import pytest
@@ -77,6 +78,43 @@ def test_a_new_run_moves_the_old_one_aside(train, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before and "validation loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flags", [("--dtype=float32",), ("--dtype=bfloat16",), ("--dtype=float32", "--dropout=0.1"),
+                                   ("--dtype=bfloat16", "--dropout=0.1")], ids=" ".join)
+def test_resuming_changes_nothing(flags, train, tmp_path):
+    """8 steps, then all state from the file, 2 more: bit for bit the 10 steps in one go, and the same log."""
+    whole = train("whole", "--save_every=10", *flags)
+    train("parts", "--save_every=4", *flags)
+    (tmp_path / "parts" / "model_00010.pt").unlink()  # what came after step 8 is lost, but for its lines in the log
+    parts = train("parts", "--resume=auto", "--save_every=4", *flags)
+    assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
+    del whole["dt"], parts["dt"]
+    assert whole == parts
+
+
+def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
+    """Flags that are given win, and are named; the rest is as it was. The newest whole checkpoint is used."""
+    train("log", "--save_every=5", "--keep_last=5")
+    (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
+    capsys.readouterr()
+    argv = [f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"]
+    train_gpt2.main(*parse_flags(argv, "", PRESETS, GPTConfig, TrainConfig))
+    out = capsys.readouterr()
+    assert "model_00010.pt is not a usable checkpoint" in out.err and "model_00005.pt: 5 steps are done" in out.out
+    assert "max_lr 0.01 -> 0.005" in out.out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
+
+
+def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):
+    """Notes that a person left in log.txt survive a resume."""
+    train("log", "--save_every=5", "--keep_last=5")
+    with open(tmp_path / "log" / "log.txt", "a") as f:
+        f.write("# here the power went off\n")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    with pytest.raises(ValueError):
+        train("log", "--resume=auto")  # read_log does not know what to make of it
+    lines = (tmp_path / "log" / "log.txt").read_text().splitlines()
+    assert "# here the power went off" in lines and sum(line.startswith("7 train") for line in lines) == 1
+
+
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     train("log", "--save_every=2", "--keep_last=3")
     assert sorted(p.name for p in (tmp_path / "log").glob("*.pt")) == [f"model_{s:05d}.pt" for s in (6, 8, 10)]
@@ -95,6 +133,27 @@ def test_two_processes_take_exactly_the_steps_of_one(train, torchrun, tmp_path):
         assert one[stream].keys() == two[stream].keys()
         for step in one[stream]:
             assert abs(one[stream][step] - two[stream][step]) <= tolerance, (stream, step)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_path):
+    """Saved by one process, resumed by two: the same data in the same order, the same losses to 1e-5."""
+    whole = train("log", "--save_every=5", "--keep_last=5")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    result = torchrun(2, "log", "--resume=auto", "--save_every=5")
+    assert result.returncode == 0, result.stderr
+    resumed = read_log(tmp_path / "log")
+    assert all(abs(whole["train"][s] - resumed["train"][s]) <= 1e-5 for s in range(10))
+    assert load_checkpoint(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
+
+
+def test_two_processes_resume_exactly_with_dropout(torchrun, tmp_path):
+    """Each rank's random numbers depend on seed, step and rank only: no generator's state has to be saved."""
+    flags = ("--dropout=0.2", "--save_every=5", "--keep_last=5")
+    assert torchrun(2, "whole", *flags).returncode == 0
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "model_00005.pt").write_bytes((tmp_path / "whole" / "model_00005.pt").read_bytes())
+    assert torchrun(2, "parts", *flags, "--resume=auto").returncode == 0
+    assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
 
 
 def test_nothing_is_compiled_after_the_first_step(train, monkeypatch):
@@ -140,48 +199,43 @@ def needs_a_compiler():
         pytest.skip(f"torch.compile needs a C++ compiler here: {e}")
 
 
-@pytest.mark.parametrize("flags", [("--dtype=float32",), ("--dtype=bfloat16",)], ids=" ".join)
-def test_resuming_changes_nothing(flags, train, tmp_path):
-    """8 steps, then all state from the file, 2 more: bit for bit the 10 steps in one go, and the same log."""
-    whole = train("whole", "--save_every=10", *flags)
-    train("parts", "--save_every=4", *flags)
-    (tmp_path / "parts" / "model_00010.pt").unlink()  # what came after step 8 is lost, but for its lines in the log
-    parts = train("parts", "--resume=auto", "--save_every=4", *flags)
-    assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
-    del whole["dt"], parts["dt"]
-    assert whole == parts
+def test_start_from_other_weights(train, tmp_path):
+    """--init_from takes a checkpoint's weights and shape, not its step: a new run that begins where the other ended."""
+    first = train("first", "--save_every=10", "--eval_every=10")
+    second = train("second", f"--init_from={tmp_path / 'first' / 'model_00010.pt'}", "--eval_every=10", "--max_steps=1")
+    assert second["val"][0] == first["val"][10] and second["lr"][0] == first["lr"][0]
 
 
-def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
-    """Flags that are given win, and are named; the rest is as it was. The newest whole checkpoint is used."""
-    train("log", "--save_every=5", "--keep_last=5")
-    (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
-    capsys.readouterr()
-    argv = [f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"]
-    train_gpt2.main(*parse_flags(argv, "", PRESETS, GPTConfig, TrainConfig))
-    out = capsys.readouterr()
-    assert "model_00010.pt is not a usable checkpoint" in out.err and "model_00005.pt: 5 steps are done" in out.out
-    assert "max_lr 0.01 -> 0.005" in out.out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
+
+def save_as_the_original(path, monkeypatch, **extra):
+    cls = type("GPTConfig", (), {"__module__": "__main__", "__qualname__": "GPTConfig"})
+    monkeypatch.setattr(sys.modules["__main__"], "GPTConfig", cls, raising=False)
+    config = cls()
+    config.__dict__ = dict(block_size=16, vocab_size=128, n_layer=1, n_head=2, n_embd=32)
+    model = GPT(GPTConfig(**vars(config)))
+    torch.save({"model": model.state_dict(), "config": config, "step": 19072, "val_loss": 3.0663, **extra}, path)
+    return model
 
 
-def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):
-    """Notes that a person left in log.txt survive a resume."""
-    train("log", "--save_every=5", "--keep_last=5")
-    with open(tmp_path / "log" / "log.txt", "a") as f:
-        f.write("# here the power went off\n")
-    (tmp_path / "log" / "model_00010.pt").unlink()
-    with pytest.raises(ValueError):
-        train("log", "--resume=auto")  # read_log does not know what to make of it
-    lines = (tmp_path / "log" / "log.txt").read_text().splitlines()
-    assert "# here the power went off" in lines and sum(line.startswith("7 train") for line in lines) == 1
+def test_a_checkpoint_of_the_original_loads(tmp_path, monkeypatch):
+    """{'model', 'config': GPTConfig instance, 'step', 'val_loss'}, which torch.load refuses since torch 2.6."""
+    model = save_as_the_original(tmp_path / "model_19072.pt", monkeypatch)
+    c = load_checkpoint(str(tmp_path / "model_19072.pt"))
+    assert (c["step"], c["val_loss"], c["config"]["n_embd"], c["tokenizer"]) == (19072, 3.0663, 32, {"name": "gpt2"})
+    assert all(c["model"][name].equal(w) for name, w in model.state_dict().items())
 
 
-def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_path):
-    """Saved by one process, resumed by two: the same data in the same order, the same losses to 1e-5."""
-    whole = train("log", "--save_every=5", "--keep_last=5")
-    (tmp_path / "log" / "model_00010.pt").unlink()
-    result = torchrun(2, "log", "--resume=auto", "--save_every=5")
-    assert result.returncode == 0, result.stderr
-    resumed = read_log(tmp_path / "log")
-    assert all(abs(whole["train"][s] - resumed["train"][s]) <= 1e-5 for s in range(10))
-    assert load_checkpoint(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch, capsys):
+    """A pickle can name any function and have it called. Ours are read as plain data: one line, and nothing has run."""
+    save_as_the_original(tmp_path / "bad.pt", monkeypatch, extra=Attack(str(tmp_path / "owned")))
+    with pytest.raises(SystemExit) as e:
+        load_checkpoint(str(tmp_path / "bad.pt"))
+    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "owned").exists()
