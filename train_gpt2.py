@@ -180,12 +180,15 @@ class GPT(nn.Module):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
         from huggingface_hub import snapshot_download
         from safetensors.torch import load_file
-        files = ["config.json", "model.safetensors"]  # never pytorch_model.bin, which is a pickle
-        path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
-        with open(os.path.join(path, files[0]), encoding="utf-8") as f:
-            hf = json.load(f)
-        model = cls(GPTConfig(hf["n_positions"], hf["vocab_size"], hf["n_layer"], hf["n_head"], hf["n_embd"]))
-        weights = load_file(os.path.join(path, files[1]))
+        try:
+            files = ["config.json", "model.safetensors"]  # never pytorch_model.bin, which is a pickle
+            path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
+            with open(os.path.join(path, files[0]), encoding="utf-8") as f:
+                hf = json.load(f)
+            model = cls(GPTConfig(hf["n_positions"], hf["vocab_size"], hf["n_layer"], hf["n_head"], hf["n_embd"]))
+            weights = load_file(os.path.join(path, files[1]))
+        except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
+            fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}")
         state = {}
         for key, w in weights.items():
             # OpenAI's linear layers are called Conv1D and store (in, out); nn.Linear stores (out, in)
@@ -193,7 +196,7 @@ class GPT(nn.Module):
             if not key.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, a constant
                 state[re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key)] = w.t() if conv1d else w
         state.setdefault("lm_head.weight", state.get("transformer.wte.weight"))
-        load_weights(model, state)
+        load_weights(model, state, name)
         return model
 
     def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
@@ -204,10 +207,14 @@ class GPT(nn.Module):
         # fused: one kernel for all tensors instead of several for each
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
 
-def load_weights(model, state):
-    """Copy a state dict into model."""
+def load_weights(model, state, source):
+    """Copy a state dict into model; one line and exit code 2 if its names or shapes are not the model's."""
     # code that saved a compiled or wrapped module left these prefixes in front of the names
-    model.load_state_dict({re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()})
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()}
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as e:
+        fail(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
 
 # ----------------------------------------------------------------------------------------------------
 # 2 the settings
@@ -264,6 +271,30 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
 
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # what a checkpoint's weights fix
 
+def check_settings(gpt_config, config):
+    """One line and exit code 2 for values that cannot work."""
+    for name, value in {**asdict(gpt_config), **asdict(config)}.items():
+        least = 0 if name in ("max_steps", "warmup_steps", "eval_every", "save_every", "seed") else 1
+        if type(value) is int and value < least:
+            fail(f"--{name}={value}: must be at least {least}")
+        most = 1 if name in ("dropout", "beta1", "beta2") else math.inf
+        if type(value) is float and not 0 <= value < most or name == "grad_clip" and value == 0:
+            fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
+    if gpt_config.n_embd % gpt_config.n_head:
+        fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
+    if config.T > gpt_config.block_size:
+        fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
+
+def choose_batch(config, typed, num_processes):
+    """The largest B, up to the preset's, for which a whole number of micro steps makes a batch -> B, micro steps"""
+    row = config.T * num_processes  # tokens a step at B = 1
+    for B in [config.B] if "B" in typed else range(config.B, 0, -1):
+        if config.total_batch_size % (B * row) == 0:
+            return B, config.total_batch_size // (B * row)
+    unit = config.B * row if "B" in typed else row
+    fail(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
+         f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
+
 # ----------------------------------------------------------------------------------------------------
 # 3 the data
 
@@ -296,12 +327,16 @@ class DataLoaderLite:
     on neither B, the number of processes nor the size of a shard; nothing is dropped; and one number says where we are.
     """
 
-    def __init__(self, shards, B, T, process_rank=0, num_processes=1, device_type="cpu"):
+    def __init__(self, shards, B, T, process_rank=0, num_processes=1, n_vocab=None, device_type="cpu"):
         self.shards, self.B, self.T = shards, B, T
         self.process_rank, self.num_processes = process_rank, num_processes
+        self.n_vocab = n_vocab
         self.pin = device_type == "cuda"
         self.ends = np.cumsum([len(shard) for shard in shards])  # of each shard, in the stream
         self.num_tokens = int(self.ends[-1])
+        if self.num_tokens <= B * T * num_processes:
+            fail(f"a split of {self.num_tokens} tokens is too short for a batch of {B * T * num_processes}: "
+                 "try a smaller --B or --T")
         self.position = 0  # tokens consumed by all processes together, since the beginning of the run
 
     def read(self, start, n):
@@ -313,6 +348,9 @@ class DataLoaderLite:
             i = int(np.searchsorted(self.ends, position, side="right"))  # the shard that holds this position
             offset = position - int(self.ends[i]) + len(self.shards[i])
             part = self.shards[i][offset : offset + n - done]
+            if self.n_vocab is not None and int(part.max()) >= self.n_vocab:
+                fail(f"{part.filename} has token {part.max()} at offset {offset + int(part.argmax())}: there are only "
+                     f"{self.n_vocab}; it is damaged, or was made with another tokenizer", by="")
             tokens[done : done + len(part)] = part
             done += len(part)
         return torch.from_numpy(tokens)
@@ -341,13 +379,19 @@ def setup_distributed(config):
     rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
                                        (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(best if config.device == "auto" else config.device)
-    # from here on we compare device.type: a device may be called cuda:3
+    name = best if config.device == "auto" else config.device
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) or not name.startswith(("cpu", best)):
+        fail(f"--device={name} is not to be had here: try --device={best}")
+    device = torch.device(name)  # from here on we compare device.type: a device may be called cuda:3
     if device.type == "cuda":
         if num_processes > 1 or device.index is None:
             device = torch.device("cuda", local_rank)  # one GPU a process
+        if device.index >= torch.cuda.device_count():
+            fail(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one process for each", by="")
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
+        if device.type == "mps":
+            fail("a Mac has one GPU: run python train_gpt2.py, without torchrun")
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
         dist.init_process_group({"cuda": "nccl", "cpu": "gloo"}[device.type],
                                 timeout=timedelta(seconds=config.dist_timeout_s))
@@ -367,6 +411,10 @@ def choose_dtype(config, device):
     dtype, reason = torch.float32, "nothing shorter is native here"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
+        # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later ones
+        archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+        if not any((ptx == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for ptx, x, y in archs):
+            fail(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA 12.6")
         dtype = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
         reason = f"native at compute capability {major}.{minor}"
     elif device.type == "cpu":
@@ -532,6 +580,9 @@ def main(gpt_config, config, typed):
     tokenizer, train_shards, val_shards = load_data(config)
     if not start and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
+    check_settings(gpt_config, config)
+    if gpt_config.vocab_size < tokenizer.n_vocab or start and start["tokenizer"] != tokenizer.spec:
+        fail(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and --tokenizer?")
     with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
     if config.hellaswag and not with_hellaswag:
         print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
@@ -545,13 +596,12 @@ def main(gpt_config, config, typed):
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    grad_accum_steps, rest = divmod(config.total_batch_size, config.B * config.T * num_processes)
-    assert rest == 0 and grad_accum_steps > 0, "total_batch_size must be a multiple of B * T * processes"
+    config.B, grad_accum_steps = choose_batch(config, typed, num_processes)
     print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
            f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
     # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
-    loader_args = (config.T, rank, num_processes, device.type)
+    loader_args = (config.T, rank, num_processes, tokenizer.n_vocab, device.type)
     train_loader = DataLoaderLite(train_shards, config.B, *loader_args)
     val_loader = DataLoaderLite(val_shards, 1, *loader_args)
     examples = hellaswag.load_examples() if with_hellaswag else []
@@ -560,7 +610,7 @@ def main(gpt_config, config, typed):
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
     if start:
-        load_weights(raw_model, start["model"])
+        load_weights(raw_model, start["model"], config.resume or config.init_from)
     raw_model.to(device)
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
@@ -634,7 +684,17 @@ def main(gpt_config, config, typed):
                f"tok/sec: {config.total_batch_size / dt:.2f}")
         write_log(log_file, step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
 
-if __name__ == "__main__":
-    main(*parse_flags(sys.argv[1:], __doc__, PRESETS, GPTConfig, TrainConfig))
+def run(argv):
+    """The command line. What runs out of memory says what to try; it is not tried for you, who may not be looking."""
+    gpt_config, config, typed = parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
+    try:
+        main(gpt_config, config, typed)
+    except RuntimeError as e:
+        if "out of memory" not in str(e) and "can't allocate memory" not in str(e):  # the GPU's words, and the CPU's
+            raise
+        fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
     if dist.is_initialized():
         dist.destroy_process_group()
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

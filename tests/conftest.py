@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import train_gpt2
-from fineweb import parse_flags
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ("--tokenizer=char --device=cpu --dtype=float32 --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --T=32 --B=4 "
@@ -29,8 +28,7 @@ def text(tmp_path):
 def train(tmp_path, text):
     """train("name", "--max_steps=3") trains the tiny model in this process and returns its log, see read_log."""
     def run(name, *flags):
-        argv = [*TINY, f"--data_root={text}", f"--log_dir={tmp_path / name}", *flags]
-        train_gpt2.main(*parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig))
+        train_gpt2.run([*TINY, f"--data_root={text}", f"--log_dir={tmp_path / name}", *flags])
         return read_log(tmp_path / name)
     return run
 

@@ -39,11 +39,54 @@ def test_dtype_by_compute_capability(capability, dtype, cuda):
     assert choose_dtype(TrainConfig(dtype="float32"), torch.device("cuda", 0)) == (torch.float32, "as asked for")
 
 
+@pytest.mark.parametrize("capability, archs, runs", [
+    ((7, 0), ("sm_75", "sm_80", "compute_120"), False),  # V100 with a build for CUDA 13
+    ((7, 0), ("sm_50", "sm_70"), True),
+    ((8, 6), ("sm_80",), True),
+    ((8, 0), ("sm_86",), False),
+    ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
+    ((10, 0), ("sm_90a",), False),
+])
+def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs, cuda, capsys):
+    """One line that names the build to install, instead of `no kernel image` in the first layer."""
+    cuda(capability, archs)
+    if runs:
+        assert choose_dtype(TrainConfig(), torch.device("cuda", 0))[1]
+    else:
+        with pytest.raises(SystemExit):
+            choose_dtype(TrainConfig(), torch.device("cuda", 0))
+        assert "CUDA 12.6" in capsys.readouterr().err
+
+
+def test_one_gpu_for_each_process(cuda, monkeypatch, capsys):
+    """Process 3 of its machine takes GPU 3 and meets the others over NCCL; a fifth process finds no GPU."""
+    calls = cuda()
+    for name, value in dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16").items():
+        monkeypatch.setenv(name, value)
+    assert setup_distributed(TrainConfig()) == (11, 16, torch.device("cuda", 3))
+    assert calls == [("set_device", "cuda:3"), ("init_process_group", "nccl")]
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(SystemExit):
+        setup_distributed(TrainConfig())
+    assert "no GPU 4" in capsys.readouterr().err
+
+
 def test_one_process_may_choose_its_gpu(cuda):
     calls = cuda()
     assert setup_distributed(TrainConfig(device="cuda:2")) == (0, 1, torch.device("cuda", 2))
     assert setup_distributed(TrainConfig()) == (0, 1, torch.device("cuda", 0))
     assert calls == [("set_device", "cuda:2"), ("set_device", "cuda:0")]
+
+
+def test_a_mac_has_no_torchrun(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert setup_distributed(TrainConfig())[2] == torch.device("mps")
+    assert choose_dtype(TrainConfig(), torch.device("mps"))[0] == torch.float32
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        setup_distributed(TrainConfig())
+    assert "without torchrun" in capsys.readouterr().err
 
 
 def test_batches_for_a_gpu_are_pinned(monkeypatch):

@@ -33,6 +33,24 @@ def test_logits_equal_those_of_hugging_face(shape, tmp_path):
     torch.testing.assert_close(a, b, atol=1e-5 * b.abs().max().item(), rtol=1e-5)
 
 
+def test_gpt2_has_124439808_parameters():
+    """124M, of which 38.6M are the embedding, which is also the head and counts once."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50257))
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    assert model.transformer.wte.weight.numel() == 50257 * 768
+
+
+@pytest.mark.parametrize("config", [GPTConfig(), GPTConfig(n_layer=4, n_head=4, n_embd=128), TINY], ids=str)
+def test_a_fresh_model_pays_about_ln_vocab_size(config):
+    """Before it has learned anything every token is about equally likely: loss = -ln(1 / vocab_size)."""
+    torch.manual_seed(1337)
+    idx = torch.randint(0, config.vocab_size, (4, 17))
+    with torch.no_grad():
+        loss = GPT(config)(idx[:, :-1], idx[:, 1:])[1].item()
+    assert abs(loss - math.log(config.vocab_size)) < 0.25
+
+
 def test_the_past_does_not_see_the_future():
     """Changing token 9 changes no logit at positions 0 to 8, and does change those from 9 on."""
     torch.manual_seed(0)
@@ -43,30 +61,6 @@ def test_the_past_does_not_see_the_future():
         a, b = model(idx)[0], model(other)[0]
     torch.testing.assert_close(a[:, :9], b[:, :9], rtol=0, atol=0)
     assert (a[:, 9:] != b[:, 9:]).any(dim=-1).all()
-
-
-def test_samples_have_no_padding_ids_and_can_be_longer_than_the_context():
-    """Rows of the embedding beyond the tokenizer's size are never drawn, though a fresh model finds them as likely."""
-    torch.manual_seed(0)
-    rows = GPT(TINY).eval().generate(torch.zeros(4, 3, dtype=torch.long), 60, n_vocab=20, top_k=200)
-    assert rows.shape == (4, 63) and rows.max() < 20
-
-
-def test_samples_depend_on_their_generator_only():
-    """The same seed gives the same text, and the global random state is left alone: looking changes nothing."""
-    model, idx = GPT(TINY).eval(), torch.zeros(1, 1, dtype=torch.long)
-    before = torch.get_rng_state()
-    a, b, c = (model.generate(idx, 20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
-    assert a.equal(b) and not a.equal(c)
-    assert torch.get_rng_state().equal(before)
-
-
-def test_gpt2_has_124439808_parameters():
-    """124M, of which 38.6M are the embedding, which is also the head and counts once."""
-    with torch.device("meta"):
-        model = GPT(GPTConfig(vocab_size=50257))
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808
-    assert model.transformer.wte.weight.numel() == 50257 * 768
 
 
 def test_embedding_and_head_are_one_tensor():
@@ -89,16 +83,6 @@ def test_initial_weights():
             assert (p == (1.0 if name.endswith("weight") else 0.0)).all(), name
 
 
-@pytest.mark.parametrize("config", [GPTConfig(), GPTConfig(n_layer=4, n_head=4, n_embd=128), TINY], ids=str)
-def test_a_fresh_model_pays_about_ln_vocab_size(config):
-    """Before it has learned anything every token is about equally likely: loss = -ln(1 / vocab_size)."""
-    torch.manual_seed(1337)
-    idx = torch.randint(0, config.vocab_size, (4, 17))
-    with torch.no_grad():
-        loss = GPT(config)(idx[:, :-1], idx[:, 1:])[1].item()
-    assert abs(loss - math.log(config.vocab_size)) < 0.25
-
-
 def test_weight_decay_is_for_matrices_only():
     """Two groups: what is multiplied is pulled to zero, biases and norms are not. Every parameter is in one of them."""
     model = GPT(TINY)
@@ -107,6 +91,20 @@ def test_weight_decay_is_for_matrices_only():
     assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in others["params"])
     assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
     assert decayed["fused"], "the fused AdamW exists on the CPU too"
+
+
+def test_small_gradients_add_up_to_the_big_one():
+    """The gradients of four micro batches, each divided by four, sum to that of the whole batch."""
+    torch.manual_seed(0)
+    model, idx = GPT(TINY), torch.randint(0, 128, (8, 17))
+    x, y = idx[:, :-1], idx[:, 1:]
+    model(x, y)[1].backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for i in range(0, 8, 2):
+        (model(x[i : i + 2], y[i : i + 2])[1] / 4).backward()
+    for p, g in zip(model.parameters(), whole, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=1e-4)
 
 
 def test_an_optimizer_can_overfit_one_batch():
@@ -122,15 +120,39 @@ def test_an_optimizer_can_overfit_one_batch():
     assert loss.item() < 0.1
 
 
-def test_small_gradients_add_up_to_the_big_one():
-    """The gradients of four micro batches, each divided by four, sum to that of the whole batch."""
+def test_samples_have_no_padding_ids_and_can_be_longer_than_the_context():
+    """Rows of the embedding beyond the tokenizer's size are never drawn, though a fresh model finds them as likely."""
     torch.manual_seed(0)
-    model, idx = GPT(TINY), torch.randint(0, 128, (8, 17))
-    x, y = idx[:, :-1], idx[:, 1:]
-    model(x, y)[1].backward()
-    whole = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
-    for i in range(0, 8, 2):
-        (model(x[i : i + 2], y[i : i + 2])[1] / 4).backward()
-    for p, g in zip(model.parameters(), whole, strict=True):
-        torch.testing.assert_close(p.grad, g, atol=1e-6, rtol=1e-4)
+    rows = GPT(TINY).eval().generate(torch.zeros(4, 3, dtype=torch.long), 60, n_vocab=20, top_k=200)
+    assert rows.shape == (4, 63) and rows.max() < 20
+
+
+def test_samples_depend_on_their_generator_only():
+    """The same seed gives the same text, and the global random state is left alone: looking changes nothing."""
+    model, idx = GPT(TINY).eval(), torch.zeros(1, 1, dtype=torch.long)
+    before = torch.get_rng_state()
+    a, b, c = (model.generate(idx, 20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert a.equal(b) and not a.equal(c)
+    assert torch.get_rng_state().equal(before)
+
+
+def replace(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
+    (lambda d: (d / "config.json").write_text('{"model_type": "llama"}'), "n_positions"),
+    (lambda d: replace(d / "config.json", '"n_layer": 1', '"n_layer": 2'), "h.1."),
+    (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "cannot load"),
+], ids=["no weights", "another model", "another depth", "not safetensors"])
+def test_a_directory_that_is_no_gpt2_is_refused(damage, said, tmp_path, capsys):
+    """One line that names it, no traceback. pytorch_model.bin, a pickle that could run anything, is never opened."""
+    hugging_face(tmp_path, n_layer=1, n_head=2, n_embd=32, vocab_size=97, n_positions=16)
+    damage(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    capsys.readouterr()  # what transformers said while saving
+    with pytest.raises(SystemExit) as e:
+        GPT.from_pretrained(str(tmp_path))
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and said in err and err.count("\n") == 1

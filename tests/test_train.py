@@ -8,8 +8,7 @@ import torch
 from conftest import read_log
 
 import train_gpt2
-from fineweb import parse_flags
-from train_gpt2 import GPT, PRESETS, GPTConfig, TrainConfig, get_lr, load_checkpoint
+from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr, load_checkpoint
 
 
 def states(checkpoint):
@@ -96,8 +95,7 @@ def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
     train("log", "--save_every=5", "--keep_last=5")
     (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
     capsys.readouterr()
-    argv = [f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"]
-    train_gpt2.main(*parse_flags(argv, "", PRESETS, GPTConfig, TrainConfig))
+    train_gpt2.run([f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"])
     out = capsys.readouterr()
     assert "model_00010.pt is not a usable checkpoint" in out.err and "model_00005.pt: 5 steps are done" in out.out
     assert "max_lr 0.01 -> 0.005" in out.out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
