@@ -282,6 +282,8 @@ def check_settings(gpt_config, config):
             fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
     if gpt_config.n_embd % gpt_config.n_head:
         fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
+    if config.min_lr > config.max_lr:
+        fail(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
     if config.T > gpt_config.block_size:
         fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
 
@@ -374,8 +376,7 @@ def print0(*args):
         print(*args, flush=True)
 
 def setup_distributed(config):
-    """-> rank (which of all processes this is), how many there are, the torch.device of this one."""
-    # torchrun sets these; without it there is one process
+    """What torchrun says, or one process -> rank (which of all this one is), how many there are, the torch.device."""
     rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
                                        (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -502,8 +503,7 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
 
 def list_checkpoints(log_dir):
     """The paths of the checkpoints in log_dir, oldest first."""
-    paths = glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt"))
-    return sorted(paths, key=lambda path: int(re.sub(r"\D", "", os.path.basename(path)) or 0))
+    return sorted(glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt")), key=lambda path: (len(path), path))
 
 def save_checkpoint(path, keep_last, raw_model, optimizer, **state):
     """Write all that a resumed run needs, as plain data by parameter name; keep only the keep_last newest files."""
@@ -636,7 +636,7 @@ def main(gpt_config, config, typed):
             val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast)
             left = (time.time() - t_start) / max(1, step - start_step) * (config.max_steps - step) / 60  # minutes
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
-                   + (f"{left:.0f} min left" if step > start_step else "time left: known after some steps"))
+                   + (f"{left:.1f} min left" if step > start_step else "time left: known after some steps"))
             write_log(log_file, step, val=f"{val_loss:.4f}")
             if examples:
                 acc_norm = evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast)

@@ -44,6 +44,7 @@ def refused(tmp_path, text, capsys):
     (["--max_lr=nan"], "--max_lr=nan"),
     (["--dropout=1.5"], "--dropout=1.5"),
     (["--grad_clip=0"], "--grad_clip=0"),
+    (["--max_lr=1e-4"], "min_lr 0.001 is above max_lr 0.0001: try --min_lr=1e-05"),
     (["--resume=gone.pt"], "gone.pt is not a usable checkpoint"),
     (["--init_from=gone.pt"], "gone.pt is not a usable checkpoint"),
     (["--vocab_size=10"], "vocabulary"),

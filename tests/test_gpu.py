@@ -18,7 +18,8 @@ def cuda(monkeypatch):
 
     def pretend(capability=(9, 0), archs=("sm_75", "sm_80", "sm_90", "compute_90")):
         for name, answer in dict(is_available=True, device_count=4, get_device_capability=capability,
-                                 get_device_name="Pretended GPU", get_arch_list=list(archs)).items():
+                                 get_device_name="Pretended GPU", get_arch_list=list(archs),
+                                 is_current_stream_capturing=False).items():
             monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
         for name in ("set_device", "synchronize"):
             monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: calls.append((name, *map(str, args))))
