@@ -67,15 +67,15 @@ class CausalSelfAttention(nn.Module):
         self.c_proj.adds_to_residual = True  # see GPT._init_weights
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         B, T, C = x.size()
         # every token asks (query), says what it is about (key) and what it has to tell (value)
         qkv = self.c_attn(x).split(C, dim=2)  # three times (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in qkv)  # (B, nh, T, hs)
-        # softmax(q k^T / sqrt(hs)) v, each token looking at itself and the past (is_causal). Flash attention (Dao et
-        # al. 2022) gets there without ever writing the (T, T) matrix to memory
+        # softmax(q k^T / sqrt(hs)) v, each token looking at itself and the past (is_causal), or where mask says. Flash
+        # attention (Dao et al. 2022) gets there without ever writing the (T, T) matrix to memory
         dropout_p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=mask is None)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # the heads side by side again: (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -104,8 +104,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, mask=None):
+        x = x + self.attn(self.ln_1(x), mask)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -141,19 +141,20 @@ class GPT(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, wanted=None, pos=None, mask=None):
         """
         idx (B, T) token ids, T <= block_size; targets (B, T), the token that comes next at each position, or None.
-        -> logits (B, T, V) and the mean cross-entropy in nats per token (None without targets).
+        -> logits (B, T, V), and the mean cross-entropy in nats per token (None without targets).
+        For HellaSwag: wanted (n,), the only ones of the B*T positions to make logits (n, V) for; pos (B, T), where each
+        token stands in its text; mask (B, 1, T, T), true where row may look at column.
         """
-        B, T = idx.size()
-        assert T <= self.config.block_size, f"{T} tokens, but block_size is {self.config.block_size}"
-        pos = torch.arange(T, device=idx.device)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) -> (B, T, C)
+        pos = torch.arange(idx.size(1), device=idx.device) if pos is None else pos
+        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) or (B, T, C) -> (B, T, C)
         x = self.transformer.drop(x)
         for block in self.transformer.h:
-            x = block(x)
-        logits = self.lm_head(self.transformer.ln_f(x))  # (B, T, V)
+            x = block(x, mask)
+        x = self.transformer.ln_f(x)
+        logits = self.lm_head(x if wanted is None else x.flatten(0, 1)[wanted])  # (B, T, V), or (n, V)
         loss = None
         if targets is not None:
             # in float32 also where logits are not: bfloat16 has three digits, a late step gains in the sixth
@@ -476,20 +477,20 @@ def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast):
     loss_sum, count = all_reduce(loss_sum, len(rows))
     return loss_sum / count
 
-def evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast):
-    """acc_norm: the share of the examples whose right ending the model finds the likeliest per token -> float"""
-    mine = examples[rank::num_processes]
-    correct, count = all_reduce(hellaswag.count_correct(raw_model, mine, autocast), len(mine))
+def evaluate_hellaswag(raw_model, items, rank, num_processes, autocast):
+    """acc_norm: the share of the items whose right ending the model finds the likeliest per token -> float"""
+    mine = items[rank::num_processes]
+    correct, count = all_reduce(hellaswag.evaluate(raw_model, mine, autocast)[1], len(mine))
     return correct / count
 
 def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
     """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
-    device = raw_model.lm_head.weight.device
     if tokenizer.spec["name"] == "gpt2":
         prompt, new = tokenizer.encode("Hello, I'm a language model,"), 24  # 32 tokens with these 8, as in the lecture
     else:
         prompt, new = val_loader.read(0, 8).tolist(), 200
-    generator = torch.Generator(device=device).manual_seed(42 + rank)  # its own: looking shall not change the training
+    device = raw_model.lm_head.weight.device
+    generator = torch.Generator(device).manual_seed(42 + rank)  # its own: looking shall not change the training
     raw_model.eval()
     with autocast:
         idx = torch.tensor([prompt] * 4, device=device)  # (4, T)
@@ -501,8 +502,7 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
 # ----------------------------------------------------------------------------------------------------
 # 6 checkpoints
 
-def list_checkpoints(log_dir):
-    """The paths of the checkpoints in log_dir, oldest first."""
+def list_checkpoints(log_dir):  # oldest first
     return sorted(glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt")), key=lambda path: (len(path), path))
 
 def save_checkpoint(path, keep_last, raw_model, optimizer, **state):
@@ -587,7 +587,7 @@ def main(gpt_config, config, typed):
     if config.hellaswag and not with_hellaswag:
         print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
     if with_hellaswag and os.environ.get("LOCAL_RANK", "0") == "0":
-        hellaswag.try_download()  # by one process of each machine; the others wait for it in setup_distributed
+        hellaswag.prepare()  # by one process of each machine; the others wait for it in setup_distributed
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed(config)
@@ -604,9 +604,8 @@ def main(gpt_config, config, typed):
     loader_args = (config.T, rank, num_processes, tokenizer.n_vocab, device.type)
     train_loader = DataLoaderLite(train_shards, config.B, *loader_args)
     val_loader = DataLoaderLite(val_shards, 1, *loader_args)
-    examples = hellaswag.load_examples() if with_hellaswag else []
-    if all_reduce(not examples) != [0]:
-        examples = []  # where one machine lacks the file nobody measures HellaSwag: we would wait for it for ever
+    items = [hellaswag.tokenize_example(e) for e in hellaswag.load_examples()] if with_hellaswag else []
+    items *= all_reduce(not items) == [0]  # if one machine has none, nobody measures: we would wait for it for ever
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
     if start:
@@ -638,9 +637,10 @@ def main(gpt_config, config, typed):
             print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
                    + (f"{left:.1f} min left" if step > start_step else "time left: known after some steps"))
             write_log(log_file, step, val=f"{val_loss:.4f}")
-            if examples:
-                acc_norm = evaluate_hellaswag(raw_model, examples, rank, num_processes, autocast)
-                print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f}")
+            if items:
+                t0 = time.time()
+                acc_norm = evaluate_hellaswag(raw_model, items, rank, num_processes, autocast)
+                print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
                 write_log(log_file, step, hella=f"{acc_norm:.4f}")
             if step > 0 or last_step:
                 print_samples(raw_model, tokenizer, val_loader, rank, autocast)

@@ -1,15 +1,22 @@
 """Facts about HellaSwag, on items made up here."""
 import contextlib
 import hashlib
+import io
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import hellaswag
 from fineweb import gpt2_tokenizer
-from hellaswag import get_most_likely_row, render_example, score_rows
+from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
+from train_gpt2 import GPT, GPTConfig
 
 ITEM = {"ctx": "A dog runs", "label": 2,
         "endings": ["after the ball.", "up.", "to the old house on the hill.", "away now."]}
@@ -40,40 +47,223 @@ def test_the_score_is_the_loss_of_the_ending_alone():
     assert get_most_likely_row(tokens, mask, torch.zeros_like(logits)) == 0, "a tie goes to the first"
 
 
-def test_a_model_that_knows_the_answer_scores_one():
-    """count_correct counts: a model that expects just the right ending is right every time, and another one never."""
-    class Knows(torch.nn.Module):
-        config = type("config", (), {"block_size": 1024})
+class Knows(torch.nn.Module):
+    """A model that expects just the tokens of one ending."""
+    config = type("config", (), {"block_size": 1024})
 
-        def __init__(self, row):
-            super().__init__()
-            self.lm_head, self.row = torch.nn.Linear(1, 1), row
+    def __init__(self, expected):
+        super().__init__()
+        self.lm_head, self.expected = torch.nn.Linear(1, 1), expected
 
-        def forward(self, tokens):
-            logits = torch.zeros(*tokens.shape, 50257)
-            logits[self.row, :-1].scatter_(1, tokens[self.row, 1:, None], 9.0)
-            return logits, None
-    assert hellaswag.count_correct(Knows(2), [ITEM] * 3, contextlib.nullcontext()) == 3
-    assert hellaswag.count_correct(Knows(1), [ITEM] * 3, contextlib.nullcontext()) == 0
+    def forward(self, ids, wanted, pos, mask):
+        step = pos.flatten()[wanted] + 1 - 3  # how many tokens of the ending are known (the context has three)
+        expected = torch.tensor([*self.expected, *[0] * 20])[step]
+        return torch.zeros(len(wanted), 50257).scatter(1, expected[:, None], 99.0), None
 
 
-def test_a_file_that_is_not_the_published_one_is_never_used(tmp_path, monkeypatch, capsys):
-    """Partial downloads were used silently once: the checksum decides. Without the data training goes on, warned."""
+@pytest.mark.parametrize("row, right", [(2, 3), (1, 0)])
+def test_a_model_that_knows_the_answer_scores_one(row, right):
+    """A model that expects just the right ending is right every time; one that expects another ending, never."""
+    items = [tokenize_example(ITEM)] * 3
+    assert evaluate(Knows(items[0][1][row]), items, contextlib.nullcontext()) == (right, right)
+
+
+def items_of(n):
+    """Items of all lengths, made of words."""
+    generator = torch.Generator().manual_seed(0)
+    words = "the of and a to in he was his with that it for on as had be her at not".split()
+
+    def some(most):
+        n = int(torch.randint(1, most, (), generator=generator))
+        return " ".join(words[int(i)] for i in torch.randint(0, len(words), (n,), generator=generator))
+    return [{"ctx": some(60), "endings": [some(25) for _ in range(4)], "label": i % 4} for i in range(n)]
+
+
+def plain(model, examples):
+    """One item at a time, all logits, as render_example and score_rows explain -> sums (n, 4), means (n, 4)."""
+    scores = []
+    with torch.no_grad():
+        for example in examples:
+            _, tokens, mask, _ = render_example(example)
+            scores.append(torch.stack(score_rows(tokens, mask, model(tokens)[0])))
+    return torch.stack(scores, dim=1)
+
+
+def assert_same_predictions(model, examples, batch_tokens):
+    """Equal wherever the two best scores differ by more than 1e-4 relative; how many do not is small and counted."""
+    items = [tokenize_example(e) for e in examples]
+    for ours, theirs in zip(score(model, items, contextlib.nullcontext(), batch_tokens), plain(model, examples),
+                            strict=True):
+        best, second = theirs.sort(dim=1).values[:, :2].T
+        near = (second - best) / best <= 1e-4
+        assert (ours.argmin(1) == theirs.argmin(1))[~near].all() and near.sum() <= len(items) // 20
+        torch.testing.assert_close(ours.float(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A model with random weights, and the same after some steps on the lines of a play."""
+    torch.manual_seed(0)
+    fresh, trained = (GPT(GPTConfig(block_size=256, n_layer=2, n_head=2, n_embd=32)) for _ in range(2))
+    with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
+        tokens = torch.tensor(gpt2_tokenizer().encode(f.read(50_000)))
+    optimizer = trained.configure_optimizers(0.1, 1e-2)
+    for i in range(30):
+        idx = tokens[i * 256 : (i + 1) * 256 + 1].view(1, -1)
+        optimizer.zero_grad()
+        trained(idx[:, :-1], idx[:, 1:])[1].backward()
+        optimizer.step()
+    return {"fresh": fresh.eval(), "trained": trained.eval()}
+
+
+@pytest.mark.parametrize("which", ["fresh", "trained"])
+@pytest.mark.parametrize("batch_tokens", [1, 500, 100_000])
+def test_batches_predict_what_one_item_at_a_time_predicts(which, batch_tokens, models):
+    """In float32, for any batch size: batching changes the time, not the answers."""
+    assert_same_predictions(models[which], items_of(40), batch_tokens)
+
+
+@pytest.mark.parametrize("which", ["fresh", "trained"])
+def test_the_same_on_300_real_items(which, models):
+    path = os.path.join(ROOT, "..", "shared", "data", "hellaswag_val_300.jsonl")
+    if not os.path.exists(path):
+        pytest.skip("the real items are not here; the test before this one uses made-up ones")
+    examples = list(hellaswag.read_examples(path))
+    assert len(examples) == 300
+    assert_same_predictions(models[which], examples, 4096)
+
+
+def test_every_process_counts_its_part(models):
+    """Two or three processes with every second or third item find together what one finds alone."""
+    items = [tokenize_example(e) for e in items_of(40)]
+    whole = evaluate(models["trained"], items, contextlib.nullcontext())
+    for n in (2, 3):
+        parts = [evaluate(models["trained"], items[rank::n], contextlib.nullcontext()) for rank in range(n)]
+        assert tuple(map(sum, zip(*parts, strict=True))) == whole
+
+
+def test_no_batch_has_more_tokens_than_its_budget():
+    """Filling included: memory does not depend on the longest item. Only what is longer alone stands alone."""
+    items = [tokenize_example(e) for e in items_of(100)]
+    batches = make_batches(items, 300, block_size=64)
+    lengths = [[len(row[0]) for _, row in batch] for batch in batches]
+    assert all(len(batch) * batch[0] <= 300 and batch[0] == max(batch) for batch in lengths) and len(lengths) < 70
+    assert sorted(i for batch in batches for i, _ in batch) == list(range(100))
+    assert all(max(row[1]) < 64 for batch in batches for _, row in batch), "no token stands beyond the context"
+    assert {len(batch) for batch in make_batches(items, 1, 64)} == {1}
+
+
+def test_a_file_that_is_not_the_published_one_is_never_used(tmp_path, monkeypatch):
+    """Partial downloads were used silently once: the checksum decides."""
     content = (json.dumps(ITEM) + "\n").encode()
     (tmp_path / "hellaswag_val.jsonl").write_bytes(content)
     with pytest.raises(OSError, match="not the published file"):
         list(hellaswag.iterate_examples("val", str(tmp_path)))
-    hellaswag.try_download("val", str(tmp_path))
-    assert "warning: no HellaSwag" in capsys.readouterr().err and hellaswag.load_examples("val", str(tmp_path)) == []
+    assert hellaswag.load_examples(str(tmp_path)) == []
     monkeypatch.setitem(hellaswag.SHA256, "val", hashlib.sha256(content).hexdigest())
-    assert hellaswag.load_examples("val", str(tmp_path)) == [ITEM]
+    assert hellaswag.load_examples(str(tmp_path)) == [ITEM]
+
+
+@pytest.mark.parametrize("status, cut, sha, kept", [
+    (200, 0, True, True), (200, 9, True, False), (206, 0, True, False), (200, 0, False, False)],
+    ids=["whole", "shorter than announced", "a partial answer", "another content"])
+def test_a_download_is_checked_before_it_is_kept(status, cut, sha, kept, tmp_path, monkeypatch):
+    """Status, length and checksum; then renamed into place, or nothing is left."""
+    content = (json.dumps(ITEM) + "\n").encode()
+    monkeypatch.setitem(hellaswag.SHA256, "val", hashlib.sha256(content if sha else b"").hexdigest())
+    reply = io.BytesIO(content[: len(content) - cut])
+    reply.status, reply.url, reply.headers = status, "http://source", {"Content-Length": len(content)}
+    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", lambda *args, **kwargs: reply)
+    if kept:
+        assert hellaswag.download("val", str(tmp_path)) == str(tmp_path / "hellaswag_val.jsonl")
+    else:
+        with pytest.raises(OSError):
+            hellaswag.download("val", str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == kept
 
 
 def test_no_network_is_one_warning(tmp_path, monkeypatch, capsys):
-    """What cannot be downloaded is said once, and leaves no partial file."""
+    """What neither source gives is said once, and leaves no partial file."""
     def no_network(*args, **kwargs):
         raise OSError("no route to host")
     monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
-    hellaswag.try_download("val", str(tmp_path))
-    assert capsys.readouterr().err == "warning: no HellaSwag in this run (no route to host)\n"
-    assert list(tmp_path.iterdir()) == [] == hellaswag.load_examples("val", str(tmp_path))
+    monkeypatch.setattr(hellaswag, "from_hub", no_network)
+    hellaswag.prepare(str(tmp_path))
+    out = capsys.readouterr().out
+    assert out == "warning: no HellaSwag in this run: no route to host; second source: OSError\n"
+    assert list(tmp_path.iterdir()) == [] == hellaswag.load_examples(str(tmp_path))
+
+
+def test_the_second_source(tmp_path, monkeypatch, capsys):
+    """Hugging Face's copy has the labels as texts; the items are the same."""
+    pytest.importorskip("datasets")
+    import datasets
+
+    def load_dataset(name, split):
+        assert (name, split) == ("Rowan/hellaswag", "validation")
+        return [{**ITEM, "label": "2"}]
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hellaswag, "download", lambda *args: (_ for _ in ()).throw(OSError("gone")))
+    hellaswag.prepare(str(tmp_path))
+    assert capsys.readouterr().out == "" and hellaswag.load_examples(str(tmp_path)) == [ITEM]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', json.dumps({**ITEM, "label": 4}),
+                                  json.dumps({**ITEM, "endings": ["a", "b"]}), json.dumps({**ITEM, "ctx": 3})])
+def test_a_malformed_line_is_named(line, tmp_path, capsys):
+    (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
+    with pytest.raises(SystemExit) as e:
+        list(hellaswag.read_examples(tmp_path / "items.jsonl"))
+    assert e.value.code == 2 and "items.jsonl, line 2" in capsys.readouterr().err
+
+
+@pytest.fixture
+def trained(tmp_path, train):
+    """A checkpoint of a tiny model with GPT-2's tokenizer, and a file with 30 items -> the flags that name them."""
+    train("log", "--tokenizer=gpt2", "--max_steps=2", "--save_every=2", "--block_size=128")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(e) + "\n" for e in items_of(30)))
+    return [f"--model={tmp_path / 'log' / 'model_00002.pt'}", f"--data={tmp_path / 'items.jsonl'}", "--device=cpu",
+            "--dtype=float32"]
+
+
+def test_by_itself(trained, tmp_path, capsys):
+    """One line with acc, acc_norm, its standard error and n, the same for two processes; --limit takes the first."""
+    capsys.readouterr()
+    hellaswag.main([*trained, "--batch_tokens=300"])
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.search(r"model_00002.pt: acc 0.\d{4}, acc_norm 0.\d{4} \+- 0.\d{4} \(standard error\), n 30$", line)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               os.path.join(ROOT, "hellaswag.py"), *trained]
+    two = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert two.returncode == 0 and line in two.stdout, two.stderr
+    hellaswag.main([*trained, "--limit=7"])
+    assert "n 7\n" in capsys.readouterr().out
+
+
+def test_the_published_figures_are_compared_with_the_whole_split_only():
+    """A part of the items, or a text at hand, is another benchmark, and the report says so."""
+    assert "this model is -2.0 standard errors" in hellaswag.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
+    assert "standard errors from" not in hellaswag.report("m", 0.28, 0.29, 10042, False)
+    assert "not these" in hellaswag.report("m", 0.28, 0.29, 300, True)
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--data=nowhere"], "no such file"), (["--limit=0"], "at least 1"), (["--batch_tokens=0"], "at least 1"),
+    (["--model=gone.pt"], "gone.pt"), (["--device=abacus"], "abacus"), (["--wrong"], "--wrong")])
+def test_wrong_flags(flags, said, trained, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        hellaswag.main([*trained, *flags])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and said in err and err.count("\n") == 1
+
+
+def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
+    """Losses per token of other tokens are not comparable: refused here, said and left out in training."""
+    train("char", "--max_steps=2", "--save_every=2")
+    with pytest.raises(SystemExit):
+        hellaswag.main([f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
+    assert "another tokenizer" in capsys.readouterr().err
+    assert "hella" not in train("char2", "--max_steps=1", "--hellaswag")
+    assert "no HellaSwag" in capsys.readouterr().out

@@ -159,7 +159,7 @@ def test_nothing_is_compiled_after_the_first_step(train, monkeypatch):
     needs_a_compiler()
     from torch._dynamo.utils import counters
     item = {"ctx": "The cat", "endings": ["sat down on it.", "sat.", "ran away from all that.", "is"], "label": 0}
-    monkeypatch.setattr(train_gpt2.hellaswag, "try_download", lambda: None)
+    monkeypatch.setattr(train_gpt2.hellaswag, "prepare", lambda: None)
     monkeypatch.setattr(train_gpt2.hellaswag, "load_examples", lambda: [item] * 3)
     torch._dynamo.reset()
     counters.clear()

@@ -1,0 +1,104 @@
+"""
+Measures the parts of this project beside what a user would run instead, in turn (A B A B ...) in one process, and
+prints a table of medians and ratios. Compare ratios: the times depend on the machine, and on what else it does.
+
+    python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl]
+
+Parts
+    hellaswag   items per second, 124M parameters: the batched eval against one item at a time with all logits
+"""
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import hellaswag
+import train_gpt2
+from fineweb import gpt2_tokenizer
+
+
+def in_turn(runs, *functions):
+    """Call the functions one after another, `runs` times, after one warm-up each -> the seconds of each."""
+    times = [[] for _ in functions]
+    for i in range(runs + 1):
+        for function, mine in zip(functions, times, strict=True):
+            t0 = time.perf_counter()
+            function()
+            if i > 0:
+                mine.append(time.perf_counter() - t0)
+    return times
+
+
+def row(what, unit, amount, ours, theirs):
+    """A line of the table: rates (amount / seconds) as medians, their ratio pair by pair as median (min to max)."""
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    here, there = (amount / statistics.median(seconds) for seconds in (ours, theirs))
+    return (f"| {what} | {here:,.1f} {unit} | {there:,.1f} {unit} "
+            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+
+
+def made_up_items(n):
+    """Items as long as HellaSwag's: contexts of about 50 tokens, endings of about 20, from the plays in input.txt."""
+    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "input.txt")
+    with open(path, encoding="utf-8") as f:
+        words = f.read(200_000).split()
+    generator = torch.Generator().manual_seed(0)
+
+    def some(least, most):
+        start, length = (int(torch.randint(a, b, (), generator=generator)) for a, b in ((0, 30_000), (least, most)))
+        return " ".join(words[start : start + length])
+    return [{"ctx": some(10, 70), "endings": [some(5, 25) for _ in range(4)], "label": 0} for _ in range(n)]
+
+
+@torch.no_grad()
+def plain_hellaswag(model, examples, autocast):
+    """The lecture's eval: one item at a time, the logits of all positions of its four rows."""
+    predicted = []
+    for example in examples:
+        _, tokens, mask, _ = hellaswag.render_example(example)
+        with autocast:
+            logits, _ = model(tokens.to(model.lm_head.weight.device))
+        predicted.append(hellaswag.get_most_likely_row(tokens.to(logits.device), mask.to(logits.device), logits))
+    return predicted
+
+
+def bench_hellaswag(args):
+    gpt2_tokenizer()
+    n = 12 if args.quick else 60
+    examples = list(hellaswag.read_examples(args.hellaswag))[:n] if args.hellaswag else made_up_items(n)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = train_gpt2.GPT(train_gpt2.GPTConfig()).eval().to(device)
+    items = [hellaswag.tokenize_example(e) for e in examples]
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+    ours, plain = in_turn(args.runs, lambda: hellaswag.evaluate(model, items, autocast),
+                          lambda: plain_hellaswag(model, examples, autocast))
+    return [row("HellaSwag, 124M, bfloat16, against one item at a time", "items/s", n, ours, plain)]
+
+
+PARTS = {"hellaswag": bench_hellaswag}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="all of them if none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs")
+    parser.add_argument("--hellaswag", help="a file with HellaSwag items; otherwise items are made up")
+    args = parser.parse_args()
+    args.runs = 2 if args.quick else 5
+    if set(args.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(set(args.parts) - PARTS.keys())}; there are {', '.join(PARTS)}")
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"{platform.machine()}, {card}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+          f"{time.strftime('%Y-%m-%d')}\n\n| what | here | against | ratio (min to max) |\n|---|---|---|---|")
+    for part in args.parts or PARTS:
+        print("\n".join(PARTS[part](args)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
