@@ -92,27 +92,40 @@ def prepare(data_dir=DATA_DIR):
     See to it that load_examples finds the validation items, from the first source or the second one. For one process of
     each machine, before it meets the others. If there is no way, one warning: training goes on without HellaSwag.
     """
+    if load_examples(data_dir):
+        return
     try:
         download("val", data_dir)
     except OSError as first:
         try:
-            from_hub()
-        except Exception as second:  # no network, no such package: the hub's library has many ways to say it
+            download_from_hub(data_dir)
+        except Exception as second:  # no network, no such package, no space: its libraries have many ways to say it
             print(f"warning: no HellaSwag in this run: {first}; second source: {type(second).__name__}", flush=True)
 
 
-def from_hub():
-    """The validation items from Hugging Face's copy, Rowan/hellaswag, which its library keeps on this machine."""
+def download_from_hub(data_dir=DATA_DIR):
+    """The validation items from Hugging Face's copy, Rowan/hellaswag, into hellaswag_val_hub.jsonl. Or an exception."""
+    # ask first whether it can be reached: the library would try six times, for half a minute
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    urllib.request.urlopen(f"{hub}/datasets/Rowan/hellaswag/resolve/main/README.md", timeout=30).close()
     from datasets import load_dataset
-    return [{**item, "label": int(item["label"])} for item in load_dataset("Rowan/hellaswag", split="validation")]
+    items = load_dataset("Rowan/hellaswag", split="validation")
+    if len(items) != 10042:
+        raise OSError(f"Rowan/hellaswag has {len(items)} items, not 10,042")
+    os.makedirs(data_dir, exist_ok=True)
+    with atomic_write(os.path.join(data_dir, "hellaswag_val_hub.jsonl"), "w", encoding="utf-8") as f:
+        for item in items:
+            f.write(json.dumps({"ctx": item["ctx"], "endings": item["endings"], "label": int(item["label"])}) + "\n")
 
 
 def load_examples(data_dir=DATA_DIR):
     """The validation items as a list, an empty one if this machine has none. Downloads nothing (prepare does)."""
-    with contextlib.suppress(Exception):
-        path = os.path.join(data_dir, "hellaswag_val.jsonl")
-        return list(iterate_examples("val", data_dir)) if os.path.exists(path) else from_hub()
-    return []
+    path = os.path.join(data_dir, "hellaswag_val.jsonl")
+    hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")  # made by download_from_hub, whole or not at all
+    with contextlib.suppress(OSError):
+        if os.path.exists(path):
+            return list(iterate_examples("val", data_dir))
+    return list(read_examples(hub)) if os.path.exists(hub) else []
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -187,25 +187,26 @@ def test_no_network_is_one_warning(tmp_path, monkeypatch, capsys):
     def no_network(*args, **kwargs):
         raise OSError("no route to host")
     monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(hellaswag, "from_hub", no_network)
     hellaswag.prepare(str(tmp_path))
     out = capsys.readouterr().out
     assert out == "warning: no HellaSwag in this run: no route to host; second source: OSError\n"
     assert list(tmp_path.iterdir()) == [] == hellaswag.load_examples(str(tmp_path))
 
 
-def test_the_second_source(tmp_path, monkeypatch, capsys):
-    """Hugging Face's copy has the labels as texts; the items are the same."""
-    pytest.importorskip("datasets")
-    import datasets
+@pytest.mark.parametrize("n", [10042, 10041])
+def test_the_second_source(n, tmp_path, monkeypatch, capsys):
+    """Hugging Face's copy has the labels as texts; the items are the same. One item less, and it is not used."""
+    datasets = pytest.importorskip("datasets")
 
-    def load_dataset(name, split):
-        assert (name, split) == ("Rowan/hellaswag", "validation")
-        return [{**ITEM, "label": "2"}]
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hellaswag, "download", lambda *args: (_ for _ in ()).throw(OSError("gone")))
+    def reachable(url, timeout):
+        if "Rowan" not in url:
+            raise OSError("the first source is gone")
+        return io.BytesIO()
+    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", reachable)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [{**ITEM, "label": "2"}] * n)
     hellaswag.prepare(str(tmp_path))
-    assert capsys.readouterr().out == "" and hellaswag.load_examples(str(tmp_path)) == [ITEM]
+    assert hellaswag.load_examples(str(tmp_path)) == ([ITEM] * n if n == 10042 else [])
+    assert ("warning" in capsys.readouterr().out) == (n != 10042)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', json.dumps({**ITEM, "label": 4}),
