@@ -79,7 +79,8 @@ def read_examples(path):
         for number, line in enumerate(f, 1):
             try:
                 item = json.loads(line)
-                ok = len(item["endings"]) == 4 and item["label"] in range(4) and item["ctx"] + "".join(item["endings"])
+                texts = [item["ctx"], *item["endings"]]
+                ok = len(texts) == 5 and item["label"] in range(4) and all(isinstance(t, str) and t for t in texts)
             except (ValueError, TypeError, KeyError):
                 ok = False
             if not ok:
@@ -244,7 +245,8 @@ def evaluate(model, items, autocast, batch_tokens=None):
 # ----------------------------------------------------------------------------------------------------
 # by itself
 
-def main(argv=None):
+def parse_args(argv):
+    """The flags of this file. A wrong one: one line, exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
     parser.add_argument("--model", required=True, help="gpt2 ... gpt2-xl, a .pt file, or a Hugging Face directory")
@@ -254,13 +256,18 @@ def main(argv=None):
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
     parser.add_argument("--batch_tokens", type=int, help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
     args = parser.parse_args(argv)
-    if min(args.limit or 1, args.batch_tokens or 1) < 1 or args.limit == 0 or args.batch_tokens == 0:
+    if any(n is not None and n < 1 for n in (args.limit, args.batch_tokens)):
         fail("--limit and --batch_tokens must be at least 1")
-    import train_gpt2  # here only: it imports this file
-    if not args.data and os.environ.get("LOCAL_RANK", "0") == "0":
-        prepare()
     if args.data and not os.path.isfile(args.data):
         fail(f"--data={args.data}: there is no such file")
+    return args
+
+
+def main(argv=None):
+    import train_gpt2  # here only: it imports this file
+    args = parse_args(argv)
+    if not args.data and os.environ.get("LOCAL_RANK", "0") == "0":
+        prepare()
     start = train_gpt2.load_model(args.model)
     if start["tokenizer"]["name"] != "gpt2":
         fail(f"{args.model} has another tokenizer than GPT-2's: its losses per token cannot be compared")

@@ -209,8 +209,8 @@ def test_the_second_source(n, tmp_path, monkeypatch, capsys):
     assert ("warning" in capsys.readouterr().out) == (n != 10042)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', json.dumps({**ITEM, "label": 4}),
-                                  json.dumps({**ITEM, "endings": ["a", "b"]}), json.dumps({**ITEM, "ctx": 3})])
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', *(json.dumps({**ITEM, **wrong}) for wrong in (
+    {"label": 4}, {"endings": ["a", "b"]}, {"endings": ["a", "b", "", "d"]}, {"ctx": 3}, {"ctx": ""}))])
 def test_a_malformed_line_is_named(line, tmp_path, capsys):
     (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
     with pytest.raises(SystemExit) as e:
