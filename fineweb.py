@@ -12,24 +12,29 @@ what a checkpoint keeps).
 import argparse
 import base64
 import contextlib
+import errno
 import functools
 import glob
 import inspect
 import json
+import math
 import os
 import re
+import signal
 import sys
 import time
+import zipfile
 from dataclasses import asdict, fields
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 
 # ----------------------------------------------------------------------------------------------------
-# errors, files, flags, waiting
+# errors, files, flags and settings, waiting
 
 def fail(message, by="RANK"):
     """
@@ -62,40 +67,6 @@ def atomic_write(path, mode="wb", **kwargs):
         raise
 
 
-def open_log(log_dir, settings, resumed_step):
-    """
-    Prepare log_dir -> the path of log.txt. A resumed run drops the lines from resumed_step on, which it will write
-    again; a new one (resumed_step None) moves the files of another run aside.
-    """
-    path = os.path.join(log_dir, "log.txt")
-    try:
-        os.makedirs(log_dir, exist_ok=True)
-        old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
-        if resumed_step is None and old:
-            aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
-            os.mkdir(aside)
-            for p in old:
-                os.replace(p, os.path.join(aside, os.path.basename(p)))
-            print(f"{log_dir} held another run: its files are in {aside} now")
-        elif os.path.exists(path):
-            with open(path, encoding="utf-8") as f:  # a line without a step is somebody's note: it stays
-                lines = [line for line in f if not (m := re.match(r"\d+ ", line)) or int(m[0]) < resumed_step]
-            with atomic_write(path, "w", encoding="utf-8") as f:
-                f.writelines(lines)
-        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
-            json.dump(settings, f, indent=2)
-    except OSError as e:
-        fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
-    return path
-
-
-def write_log(path, step, **streams):
-    """Append a line `step stream value` for each stream. The values are texts. path None: write nothing."""
-    if path:
-        with open(path, "a", encoding="utf-8") as f:
-            f.writelines(f"{step} {stream} {value}\n" for stream, value in streams.items())
-
-
 def parse_flags(argv, doc, presets, *configs):
     """
     A flag for each field of some dataclasses, whose trailing comments become the help, and --preset for a named set of
@@ -118,34 +89,215 @@ def parse_flags(argv, doc, presets, *configs):
     return *(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in configs), typed
 
 
-def merge_settings(config, saved, typed, fixed=()):
-    """
-    Give the dataclass config the values of the dict saved, but for the flags that were typed. A field in `fixed` that
-    was typed with another value ends the program; for the others a line says what has changed.
-    """
-    for name, new in asdict(config).items():
-        old = saved.get(name, new)
-        if name not in typed and name != "resume":
-            setattr(config, name, old)
-        elif new != old and name in fixed:
-            fail(f"the weights to start from are of another model: {name} is {old}, not {new}")
-        elif new != old and name != "resume" and os.environ.get("RANK", "0") == "0":
-            print(f"changed since the checkpoint: {name} {old} -> {new}", flush=True)
+SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # what the weights of a checkpoint fix
 
 
-def progress(batches, what, flags):
+def merge_settings(start, gpt_config, config, typed, presets):
+    """
+    Give both dataclasses the values that the dict `start`, a checkpoint, was made with, but for the flags that were
+    typed: they win, and a line says what they change; the shape cannot be changed -> typed, and with it the
+    values of a preset that was typed and is another than the checkpoint's.
+    """
+    saved = start.get("train_config", {})
+    if "preset" in saved and typed.get("preset", saved["preset"]) != saved["preset"]:
+        typed = {**presets[typed["preset"]], **typed}
+    for c, values in ((gpt_config, start["config"]), (config, saved)):
+        for name, new in asdict(c).items():
+            old = values.get(name, new)
+            if name not in typed and name != "resume":
+                setattr(c, name, old)
+            elif new != old and name in SHAPE:
+                fail(f"the weights to start from are of another model: {name} is {old}, not {new}")
+            elif new != old and name != "resume" and os.environ.get("RANK", "0") == "0":
+                print(f"changed since the checkpoint: {name} {old} -> {new}", flush=True)
+    return typed
+
+
+def check_settings(gpt_config, config=None):
+    """One line and exit code 2 for values that cannot work, whether they were typed or stood in a checkpoint."""
+    for f, value in [(f, getattr(c, f.name)) for c in (gpt_config, config) if c for f in fields(c)]:
+        name = f.name
+        if not isinstance(value, (int, float) if f.type is float else f.type):
+            fail(f"--{name}={str(value)[:50]}: must be of type {getattr(f.type, '__name__', f.type)}")
+        least = 0 if name in ("max_steps", "warmup_steps", "eval_every", "save_every", "seed") else 1
+        if f.type is int and not least <= value < 2**48:
+            fail(f"--{name}={value}: must be at least {least}, and a number one can count to")
+        most = 1 if name in ("dropout", "beta1", "beta2") else math.inf
+        if f.type is float and not 0 <= value < most or name == "grad_clip" and value == 0:
+            fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
+    if gpt_config.n_embd % gpt_config.n_head:
+        fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
+    if config and config.min_lr > config.max_lr:
+        fail(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
+    if config and config.T > gpt_config.block_size:
+        fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
+
+
+def progress(batches, what, flags, before_each=lambda: None):
     """
     Yield from the list `batches` under a progress bar of the first process. If the first batch shows that all will take
-    over a minute, a line says how long, and which flags shorten it.
+    over a minute, a line says how long, and which flags shorten it. before_each: called before each batch, may raise.
     """
     t0 = time.time()
     first_process = os.environ.get("RANK", "0") == "0"
     # disable=None: no bar where the output is a file or a pipe
     for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=None if first_process else True)):
+        before_each()
         yield batch
         left = (time.time() - t0) * (len(batches) - 1)
         if i == 0 and left > 60 and first_process:
             print(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------
+# a run: its log, its checkpoints, what can happen to it
+
+def open_log(log_dir, settings, resumed_step):
+    """
+    Prepare log_dir -> write_log(step, stream=value, ...), which appends a line `step stream value` for each stream. A
+    resumed run drops the lines from resumed_step on, which it will write again; a new one (resumed_step None) moves the
+    files of another run aside. A directory that another process is writing to is refused. log_dir None: nothing is.
+    """
+    if log_dir is None:
+        return lambda step, **streams: None
+    path, pending = os.path.join(log_dir, "log.txt"), []
+    lock = FileLock(os.path.join(log_dir, ".lock"))  # the operating system lets go of it when the process ends
+    try:
+        os.makedirs(log_dir, exist_ok=True)
+        lock.acquire(timeout=0)
+        for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
+            os.remove(half)  # a killed process could not
+        old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
+        if resumed_step is None and old:
+            aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
+            os.mkdir(aside)
+            for p in old:
+                os.replace(p, os.path.join(aside, os.path.basename(p)))
+            print(f"{log_dir} held another run: its files are in {aside} now")
+        elif os.path.exists(path):
+            with open(path, encoding="utf-8", errors="surrogateescape") as f:
+                # a line without a step is somebody's note: it stays; half a line of ours, at the end, goes
+                lines = [line for line in f if not (m := re.match(r"\d+(?=\s|$)", line))
+                         or int(m[0]) < resumed_step and line.endswith("\n")]
+            if lines and not lines[-1].endswith("\n"):
+                lines.append("\n")
+            with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
+                f.writelines(lines)
+        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
+            json.dump(settings, f, indent=2)
+    except Timeout:
+        fail(f"another run is writing to {log_dir}: choose another place with --log_dir", by="")
+    except OSError as e:
+        fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
+    return functools.partial(write_log, path, lock, pending)
+
+
+def write_log(path, lock, pending, step, **streams):
+    """Append the lines of a step. What a full disk refuses waits in the list `pending`, and training goes on."""
+    pending += [f"{step} {stream} {value}\n" for stream, value in streams.items()]
+    try:
+        with open(path, "ab", buffering=0) as f:
+            end, data = f.tell(), "".join(pending).encode()
+            if f.write(data) < len(data):
+                f.truncate(end)  # no half lines
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        pending.clear()
+    except OSError as e:
+        print(f"warning: {path} cannot be written ({e.strerror}): {len(pending)} lines wait", flush=True)
+
+
+def list_checkpoints(log_dir):
+    """The paths of the checkpoints in a log directory, the oldest first."""
+    return sorted(glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt")), key=lambda path: (len(path), path))
+
+
+def find_checkpoint(config, load_checkpoint):
+    """
+    The checkpoint that --resume asks for, as load_checkpoint(path) gives it, or None. `auto` is the newest good one in
+    log_dir, and a new run where there is none yet; where all are damaged it ends the program, so that you decide.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        config.resume = "auto"  # torchrun has started us again after a crash
+    paths = list_checkpoints(config.log_dir)[::-1] if config.resume == "auto" else [p for p in [config.resume] if p]
+    for path in paths:
+        try:
+            checkpoint = load_checkpoint(path)
+        except SystemExit:
+            if path == paths[-1]:
+                raise
+            continue  # damaged, which it has said: the one before will do
+        counts = [checkpoint.get(key) for key in ("step", "position")]
+        if "optimizer" not in checkpoint or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
+            fail(f"{path} has no optimizer, step and position: start from its weights with --init_from={path}")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"resuming from {path}: {counts[0]} steps are done", flush=True)
+        return checkpoint
+
+
+def check_zip(path):
+    """Raise ValueError or OSError unless path is a zip file, as torch.save writes it, whose checksums are right."""
+    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
+        raise ValueError("there is no such file")
+    with zipfile.ZipFile(path) as z:
+        # a compressed record can be a few bytes that unpack to any size; torch.save compresses nothing
+        if any(record.compress_type or record.file_size > record.compress_size for record in z.infolist()):
+            raise ValueError("it has compressed records")
+        if damaged := z.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
+def check_weights(config, state):
+    """Raise ValueError unless the dict `state` has as many numbers as a GPT of this config: it may want terabytes."""
+    import torch
+    check_settings(config)
+    for name, w in state.items():
+        if type(w) is not torch.Tensor or w.layout != torch.strided or w.device.type != "cpu" or not w.is_contiguous():
+            raise ValueError(f"{name} is no plain tensor")
+    C = config.n_embd  # a layer: 3 C^2 weights for q, k, v, 1 for c_proj, 8 in the MLP; 13 C biases and norms
+    need = C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
+    if sum(w.numel() for w in state.values()) < need:
+        raise ValueError(f"its config is that of a model of {need} parameters, its weights are fewer")
+
+
+def fail_not_finite(step, loss, norm, shard, offset, config):
+    """End a run whose loss or gradient is nan or infinite: it would never recover."""
+    fail(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from {shard} offset "
+         f"{offset} on. Last good checkpoint: {(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto "
+         "with a smaller --max_lr")
+
+
+def watch_norm(step, norm, recent):
+    """Report a gradient far longer than the last hundred, the list `recent` -> the last hundred, this one too"""
+    if len(recent) == 100 and norm > 4 * max(recent) and os.environ.get("RANK", "0") == "0":
+        print(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before", flush=True)
+    return [*recent, norm][-100:]
+
+
+def catch_signals(catch=True):
+    """
+    From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list that comes back; a
+    second one ends the process at once. catch=False: as before.
+    """
+    noted = []
+
+    def note(number, frame):
+        # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a second it is the same
+        if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
+            noted.append((signal.Signals(number).name, time.time()))
+        else:
+            os._exit(128 + number)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, note if catch else before)
+    return noted
+
+
+def check_kernels(arch_list, major, minor):
+    """End the program unless this PyTorch was built for a GPU of compute capability major.minor."""
+    # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later ones
+    archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(arch_list))
+    if not any((kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for kind, x, y in archs):
+        fail(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA 12.6")
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -207,15 +207,20 @@ def make_batches(items, batch_tokens, block_size):
 
 
 @torch.no_grad()
-def score(model, items, autocast, batch_tokens):
+def score(model, items, autocast, batch_tokens, rank=0, num_processes=1, before_each=lambda: None):
     """
     What every ending costs. model: a GPT as it is, neither compiled nor wrapped, for it sees many shapes. items: what
-    tokenize_example makes -> sums (n, 4) and means (n, 4) of the losses, on the CPU, in float64.
+    tokenize_example makes -> sums (n, 4) and means (n, 4) of the losses, on the CPU, in float64; nan for the items that
+    other processes do. before_each: called before each batch.
     """
     device, sums = model.lm_head.weight.device, torch.zeros(len(items) * 4, dtype=torch.float64)
     batches = make_batches(items, batch_tokens, model.config.block_size)
+    mine = batches[rank::num_processes]
+    others = [i for j, batch in enumerate(batches) if j % num_processes != rank for i, _ in batch]
+    # as many batches in each process, one may do another's again: none shall wait for another that has left
+    mine += batches[:1] * (len(mine) < -(-len(batches) // num_processes))
     with autocast:  # around all batches: the weights are cast once
-        for batch in progress(batches, "HellaSwag", "--no-hellaswag or a larger --eval_every"):
+        for batch in progress(mine, "HellaSwag", "--no-hellaswag or a larger --eval_every", before_each):
             N = len(batch[0][1][0])
             # filled up on the right. This is exact: attention is causal, so no scored token sees what stands there
             ids, pos, part = (torch.tensor([row[k] + [fill] * (N - len(row[k])) for _, row in batch], device=device)
@@ -229,17 +234,25 @@ def score(model, items, autocast, batch_tokens):
             losses = F.cross_entropy(logits.float(), targets, reduction="none").cpu().double()
             sums.index_add_(0, torch.tensor([4 * i + e for i, row in batch for e in row[5]]), losses)
     counts = torch.tensor([[len(ending) for ending in endings] for _, endings, _ in items])
-    return sums.view(-1, 4), sums.view(-1, 4) / counts
+    sums = sums.view(-1, 4)
+    sums[others] = torch.nan
+    return sums, sums / counts
 
 
-def evaluate(model, items, autocast, batch_tokens=None):
-    """How many items the model gets right, by the sum of the losses (acc) and by their mean (acc_norm) -> int, int"""
+def evaluate(model, items, autocast, batch_tokens=None, *share):
+    """
+    How many items the model gets right, by the sum of the losses (acc) and by their mean (acc_norm) -> int, int. share:
+    rank, num_processes and before_each of score; the counts of all processes are to be added up.
+    """
     was_training = model.training
     model.eval()
-    sums, means = score(model, items, autocast, batch_tokens or BATCH_TOKENS[model.lm_head.weight.is_cuda])
-    model.train(was_training)
+    try:
+        sums, means = score(model, items, autocast, batch_tokens or BATCH_TOKENS[model.lm_head.weight.is_cuda], *share)
+    finally:
+        model.train(was_training)
     labels = torch.tensor([label for _, _, label in items])
-    return int((sums.argmin(1) == labels).sum()), int((means.argmin(1) == labels).sum())
+    right = [(losses.argmin(1) == labels) & ~losses.isnan().any(1) for losses in (sums, means)]
+    return int(right[0].sum()), int(right[1].sum())
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -282,9 +295,9 @@ def main(argv=None):
     train_gpt2.load_weights(model, start["model"], args.model)
     t0 = time.time()
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    mine = items[rank::num_processes]
-    acc, acc_norm, n = train_gpt2.all_reduce(*evaluate(model.to(device), mine, autocast, args.batch_tokens), len(mine))
-    train_gpt2.print0(report(args.model, acc / n, acc_norm / n, int(n), len(examples) == 10042))
+    right = evaluate(model.to(device), items, autocast, args.batch_tokens, rank, num_processes)
+    acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
+    train_gpt2.print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
     train_gpt2.print0(f"{time.time() - t0:.1f}s on {num_processes} x {device.type}, {str(dtype)[6:]} ({reason})")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

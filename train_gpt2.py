@@ -27,7 +27,6 @@ import os
 import re
 import sys
 import time
-import zipfile
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 
@@ -39,8 +38,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hellaswag
-from fineweb import (atomic_write, fail, make_tokenizer, merge_settings, open_log, parse_flags, progress, tokenize_file,
-                     write_log)
+from fineweb import (atomic_write, catch_signals, check_kernels, check_settings, check_weights, check_zip, fail,
+                     fail_not_finite, find_checkpoint, list_checkpoints, make_tokenizer, merge_settings, open_log,
+                     parse_flags, progress, tokenize_file, watch_norm)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -270,24 +270,6 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
                   hellaswag=False),
 }
 
-SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # what a checkpoint's weights fix
-
-def check_settings(gpt_config, config):
-    """One line and exit code 2 for values that cannot work."""
-    for name, value in {**asdict(gpt_config), **asdict(config)}.items():
-        least = 0 if name in ("max_steps", "warmup_steps", "eval_every", "save_every", "seed") else 1
-        if type(value) is int and value < least:
-            fail(f"--{name}={value}: must be at least {least}")
-        most = 1 if name in ("dropout", "beta1", "beta2") else math.inf
-        if type(value) is float and not 0 <= value < most or name == "grad_clip" and value == 0:
-            fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
-    if gpt_config.n_embd % gpt_config.n_head:
-        fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
-    if config.min_lr > config.max_lr:
-        fail(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
-    if config.T > gpt_config.block_size:
-        fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
-
 def choose_batch(config, typed, num_processes):
     """The largest B, up to the preset's, for which a whole number of micro steps makes a batch -> B, micro steps"""
     row = config.T * num_processes  # tokens a step at B = 1
@@ -304,12 +286,14 @@ def choose_batch(config, typed, num_processes):
 def load_tokens(path):
     """A shard (a flat .npy array of uint16 or uint32 ids) -> its memory map: a page is read when it is touched."""
     try:
+        if not os.path.isfile(path):  # a pipe would keep us waiting for ever
+            raise ValueError("no regular file")
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or tokens.size == 0:
             raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}, not a row of uint16 or uint32")
         return tokens
-    except (OSError, ValueError, EOFError) as e:
-        fail(f"{path} is not a token shard ({e}): delete it and run python fineweb.py again", by="LOCAL_RANK")
+    except Exception as e:  # numpy has many for the many ways in which a file can be damaged
+        fail(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python fineweb.py again", by="LOCAL_RANK")
 
 def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
@@ -342,17 +326,21 @@ class DataLoaderLite:
                  "try a smaller --B or --T")
         self.position = 0  # tokens consumed by all processes together, since the beginning of the run
 
+    def locate(self, position):
+        """A position in the stream -> the shard that holds it, and where in it."""
+        position %= self.num_tokens
+        i = int(np.searchsorted(self.ends, position, side="right"))
+        return self.shards[i], position - int(self.ends[i]) + len(self.shards[i])
+
     def read(self, start, n):
         """n tokens from `start` on, across the ends of shards; after the last token comes the first -> (n,) int64"""
         tokens = np.empty(n, dtype=np.int64)
         done = 0
         while done < n:
-            position = (start + done) % self.num_tokens
-            i = int(np.searchsorted(self.ends, position, side="right"))  # the shard that holds this position
-            offset = position - int(self.ends[i]) + len(self.shards[i])
-            part = self.shards[i][offset : offset + n - done]
+            shard, offset = self.locate(start + done)
+            part = shard[offset : offset + n - done]
             if self.n_vocab is not None and int(part.max()) >= self.n_vocab:
-                fail(f"{part.filename} has token {part.max()} at offset {offset + int(part.argmax())}: there are only "
+                fail(f"{shard.filename} has token {part.max()} at offset {offset + int(part.argmax())}: there are only "
                      f"{self.n_vocab}; it is damaged, or was made with another tokenizer", by="")
             tokens[done : done + len(part)] = part
             done += len(part)
@@ -413,10 +401,7 @@ def choose_dtype(config, device):
     dtype, reason = torch.float32, "nothing shorter is native here"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later ones
-        archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
-        if not any((ptx == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for ptx, x, y in archs):
-            fail(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA 12.6")
+        check_kernels(torch.cuda.get_arch_list(), major, minor)
         dtype = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
         reason = f"native at compute capability {major}.{minor}"
     elif device.type == "cpu":
@@ -459,29 +444,36 @@ def wrap_model(raw_model, config, device, autocast):
 # ----------------------------------------------------------------------------------------------------
 # 5 the evals: each one call in the loop, on raw_model
 
+def end_if_stopped(signals):
+    """Raise KeyboardInterrupt in all processes if one was asked to stop: an eval may take long, and can be repeated."""
+    if any(all_reduce(len(signals))):
+        raise KeyboardInterrupt
+
 @torch.no_grad()
-def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast):
+def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast, signals):
     """The mean loss, in nats per token, over the first val_tokens of the split, in rows of T, B at once -> float"""
     device, T = raw_model.lm_head.weight.device, loader.T
+    num_rows = min(val_tokens, loader.num_tokens - 1) // T
     # row i is for process i mod num_processes: the same rows, whatever B and the number of processes
-    rows = range(loader.process_rank, min(val_tokens, loader.num_tokens - 1) // T, loader.num_processes)
-    loss_sum = torch.zeros((), device=device)
+    rows = range(loader.process_rank, num_rows, loader.num_processes)
+    # as many batches in each process, the last may be empty: none shall wait for another that has left
+    batches = [rows[i : i + B] for i in range(0, -(-num_rows // loader.num_processes), B)]
+    loss_sum = 0.0
     raw_model.eval()
-    batches = [rows[i : i + B] for i in range(0, len(rows), B)]
-    for batch in progress(batches, "validation", "a smaller --val_tokens or a larger --eval_every"):
-        buf = torch.stack([loader.read(row * T, T + 1) for row in batch]).to(device)  # (B, T+1)
+    for batch in progress(batches, "validation", "a smaller --val_tokens or a larger --eval_every",
+                          lambda: end_if_stopped(signals)):
+        buf = torch.stack([loader.read(row * T, T + 1) for row in batch or [0]]).to(device)  # (B, T+1)
         with autocast:
             _, loss = raw_model(buf[:, :-1], buf[:, 1:])
         loss_sum += loss * len(batch)  # stays on the device: .item() would wait for the GPU
     raw_model.train()
-    loss_sum, count = all_reduce(loss_sum, len(rows))
-    return loss_sum / count
+    return all_reduce(loss_sum)[0] / num_rows
 
-def evaluate_hellaswag(raw_model, items, rank, num_processes, autocast):
+def evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals):
     """acc_norm: the share of the items whose right ending the model finds the likeliest per token -> float"""
-    mine = items[rank::num_processes]
-    correct, count = all_reduce(hellaswag.evaluate(raw_model, mine, autocast)[1], len(mine))
-    return correct / count
+    _, correct = hellaswag.evaluate(raw_model, items, autocast, None, rank, num_processes,
+                                    lambda: end_if_stopped(signals))
+    return all_reduce(correct)[0] / len(items)
 
 def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
     """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
@@ -502,33 +494,41 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
 # ----------------------------------------------------------------------------------------------------
 # 6 checkpoints
 
-def list_checkpoints(log_dir):  # oldest first
-    return sorted(glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt")), key=lambda path: (len(path), path))
-
-def save_checkpoint(path, keep_last, raw_model, optimizer, **state):
-    """Write all that a resumed run needs, as plain data by parameter name; keep only the keep_last newest files."""
+def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
+    """
+    Write all that a resumed run needs, as plain data by parameter name; keep the keep_last newest files -> success.
+    A full disk is reported, and costs no more than this checkpoint. dt: seconds of a step.
+    """
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
     t0 = time.time()
     state |= {"model": raw_model.state_dict(), "optimizer": get_optimizer_state_dict(raw_model, optimizer)}
-    with atomic_write(path) as f:
-        torch.save(state, f)
-    for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
-        os.remove(old)
-    print0(f"saved {path} in {time.time() - t0:.1f}s")
+    try:
+        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
+            torch.save(state, f)
+        for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
+            os.remove(old)
+    except (OSError, RuntimeError) as e:  # torch turns some of the one into the other
+        print(f"warning: {path} could not be saved ({' '.join(str(e).split())[:100]}): training goes on", flush=True)
+        return False
+    took = time.time() - t0
+    print(f"saved {path} in {took:.1f}s (with a step, what a stop on SIGTERM takes: {took + dt:.1f}s)", flush=True)
+    return True
 
 def load_checkpoint(path):
     """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
     try:
-        with zipfile.ZipFile(path) as z:
-            if z.testzip():  # compares checksums; torch.load would take a flipped bit for a weight
-                raise ValueError("a checksum is wrong")
+        check_zip(path)  # torch.load itself would take a flipped bit for a weight
         # weights_only: data, never the code that a pickle can carry. The original saved its config as an object of its
         # class __main__.GPTConfig: this one name is let through, and means ours
         with torch.serialization.safe_globals([(GPTConfig, "__main__.GPTConfig")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if isinstance(checkpoint["config"], GPTConfig):
-            checkpoint["config"] = asdict(GPTConfig(**vars(checkpoint["config"])))
-        return {"tokenizer": {"name": "gpt2"}, "step": 0, **checkpoint, "model": checkpoint["model"]}
+        config = checkpoint["config"]
+        config = GPTConfig(**(vars(config) if isinstance(config, GPTConfig) else config))
+        check_weights(config, checkpoint["model"])
+        if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
+            raise ValueError("it holds something else than settings")
+        return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
+                "config": asdict(config)}
     except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
         fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
 
@@ -539,21 +539,17 @@ def load_model(name):
     model = GPT.from_pretrained(name)
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": {"name": "gpt2"}}
 
-def find_checkpoint(config):
-    """The checkpoint that --resume asks for -> dict, or None. `auto` starts afresh where there is none yet."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        config.resume = "auto"  # torchrun has started us again after a crash
-    for path in list_checkpoints(config.log_dir)[::-1] if config.resume == "auto" else filter(None, [config.resume]):
-        try:
-            checkpoint = load_checkpoint(path)
-        except SystemExit:
-            if config.resume != "auto":
-                raise
-            continue  # damaged, which it has said: the one before will do
-        if "optimizer" not in checkpoint:
-            fail(f"{path} holds weights only: start from them with --init_from={path}")
-        print0(f"resuming from {path}: {checkpoint['step']} steps are done")
-        return checkpoint
+def restore(checkpoint, raw_model, optimizer, scaler, loader):
+    """Give everything but the weights its state back -> the number of steps done, the last validation loss"""
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+    try:
+        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"])
+        if checkpoint["scaler"]:  # empty, if the run had no float16 so far
+            scaler.load_state_dict(checkpoint["scaler"])
+    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
+        fail(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+    loader.position = checkpoint["position"]
+    return checkpoint["step"], checkpoint["val_loss"]
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training
@@ -569,14 +565,10 @@ def get_lr(step, config):
 
 def main(gpt_config, config, typed):
     # --- which run? The settings, the weights to start from, the data ----------------------------------
-    checkpoint = find_checkpoint(config)
+    checkpoint = find_checkpoint(config, load_checkpoint)
     start = checkpoint or (load_model(config.init_from) if config.init_from else None)
     if start:
-        saved = start.get("train_config", {})
-        if "preset" in saved and typed.get("preset", saved["preset"]) != saved["preset"]:
-            typed = {**PRESETS[typed["preset"]], **typed}  # another preset than the checkpoint's counts as flags
-        merge_settings(gpt_config, start["config"], typed, fixed=SHAPE)
-        merge_settings(config, saved, typed)
+        typed = merge_settings(start, gpt_config, config, typed, PRESETS)
     tokenizer, train_shards, val_shards = load_data(config)
     if not start and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
@@ -617,38 +609,40 @@ def main(gpt_config, config, typed):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     start_step, val_loss = 0, None
     if checkpoint:
-        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"])
-        scaler.load_state_dict(checkpoint["scaler"])
-        start_step, val_loss, train_loader.position = (checkpoint[key] for key in ("step", "val_loss", "position"))
+        start_step, val_loss = restore(checkpoint, raw_model, optimizer, scaler, train_loader)
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
-    log_file = None  # one process writes, and none if --max_steps=0 only asks for an evaluation
-    if rank == 0 and config.max_steps > 0:
-        log_file = open_log(config.log_dir, settings, start_step if checkpoint else None)
+    # one process writes, and none if --max_steps=0 only asks for an evaluation
+    write_log = open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings,
+                         start_step if checkpoint else None)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
-    t_start = time.time()
+    t_start, dt, saved, stop, recent_norms = time.time(), 0.0, True, False, []
+    signals = catch_signals()
     for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
-        if last_step or config.eval_every and step % config.eval_every == 0:
-            val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast)
-            left = (time.time() - t_start) / max(1, step - start_step) * (config.max_steps - step) / 60  # minutes
-            print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
-                   + (f"{left:.1f} min left" if step > start_step else "time left: known after some steps"))
-            write_log(log_file, step, val=f"{val_loss:.4f}")
-            if items:
-                t0 = time.time()
-                acc_norm = evaluate_hellaswag(raw_model, items, rank, num_processes, autocast)
-                print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
-                write_log(log_file, step, hella=f"{acc_norm:.4f}")
-            if step > 0 or last_step:
-                print_samples(raw_model, tokenizer, val_loader, rank, autocast)
-        if rank == 0 and config.save_every and step > start_step and (last_step or step % config.save_every == 0):
+        if not stop and (last_step or config.eval_every and step % config.eval_every == 0):
+            try:
+                val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast, signals)
+                left = (time.time() - t_start) / max(1, step - start_step) * (config.max_steps - step) / 60  # minutes
+                print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
+                       + (f"{left:.1f} min left" if step > start_step else "time left: known after some steps"))
+                write_log(step, val=f"{val_loss:.4f}")
+                if items:
+                    t0 = time.time()
+                    acc_norm = evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals)
+                    print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
+                    write_log(step, hella=f"{acc_norm:.4f}")
+                if step > 0 or last_step:
+                    print_samples(raw_model, tokenizer, val_loader, rank, autocast)
+            except KeyboardInterrupt:  # end_if_stopped
+                stop = True
+        if rank == 0 and config.save_every and step > start_step and (
+                last_step or stop or step % config.save_every == 0):
             path = os.path.join(config.log_dir, f"model_{step:05d}.pt")
-            save_checkpoint(path, config.keep_last, raw_model, optimizer, scaler=scaler.state_dict(), step=step,
-                            position=train_loader.position, val_loss=val_loss, **settings)
-        if last_step:
+            saved = save_checkpoint(path, config.keep_last, dt, raw_model, optimizer, scaler=scaler.state_dict(),
+                                    step=step, position=train_loader.position, val_loss=val_loss, **settings)
+        if last_step or stop:
             break
 
         # ============================== THE STEP ==============================
@@ -679,10 +673,21 @@ def main(gpt_config, config, typed):
         dt = time.time() - t0
         # ======================================================================
 
-        loss = all_reduce(loss_accum / num_processes)[0]
+        norm = norm.item()
+        loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}")
-        write_log(log_file, step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
+        write_log(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
+        if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):  # with a scaler: a step that it has skipped
+            shard, offset = train_loader.locate(train_loader.position - config.total_batch_size)
+            fail_not_finite(step, loss, norm, getattr(shard, "filename", config.data_root), offset, config)
+        recent_norms = watch_norm(step, norm, recent_norms)
+
+    if stop:
+        print0(f"stopped by {signals[0][0] if signals else 'another process'}: {step} steps are done; go on with "
+               "--resume=auto")
+    if not saved:
+        raise SystemExit(1)
 
 def run(argv):
     """The command line. What runs out of memory says what to try; it is not tried for you, who may not be looking."""
@@ -690,9 +695,14 @@ def run(argv):
     try:
         main(gpt_config, config, typed)
     except RuntimeError as e:
-        if "out of memory" not in str(e) and "can't allocate memory" not in str(e):  # the GPU's words, and the CPU's
+        if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
+            fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
+        if not isinstance(e, dist.DistError) and "gloo" not in str(e):
             raise
-        fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
+        print(f"lost another process: {str(e)[:200]}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    finally:
+        catch_signals(False)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -45,6 +45,19 @@ def torchrun(tmp_path, text):
     return run
 
 
+@pytest.fixture
+def refused(tmp_path, text, capsys):
+    """refused(*flags) runs the program, which must end with exit code 2 and one line on stderr -> that line."""
+    def run(*flags):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            train_gpt2.run([*TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", *flags])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+    return run
+
+
 def read_log(log_dir):
     """log.txt -> {stream: {step: value}}"""
     log = {}

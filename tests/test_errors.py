@@ -6,23 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, write_shards
+from conftest import ROOT, write_shards
 
 import train_gpt2
 from train_gpt2 import TrainConfig, choose_batch
-
-
-@pytest.fixture
-def refused(tmp_path, text, capsys):
-    """refused(*flags) runs the program, which must end with exit code 2 and one line on stderr -> that line."""
-    def run(*flags):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e:
-            train_gpt2.run([*TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", *flags])
-        err = capsys.readouterr().err
-        assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-    return run
 
 
 @pytest.mark.parametrize("flags, said", [
