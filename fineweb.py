@@ -76,13 +76,16 @@ def parse_flags(argv, doc, presets, *configs):
         usage="python %(prog)s [--flag=value ...]", description=doc, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     parser.error = lambda message: fail(f"{message} (--help lists the flags)")
-    choices = {"preset": presets, "tokenizer": ("gpt2", "char"), "dtype": ("auto", "bfloat16", "float16", "float32")}
+    choices = {"preset": presets, "tokenizer": ("gpt2", "char"), "dtype": ("auto", "bfloat16", "float16", "float32"),
+               "shard": ("no", "all", "node")}
     for cls in configs:
         reasons = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(cls), re.MULTILINE))  # name: comment
         for f in fields(cls):
             help = f"{reasons[f.name]} [{f.default}]".replace("%", "%%")
             kind = (dict(action=argparse.BooleanOptionalAction) if f.type in (bool, bool | None) else
                     dict(type=f.type, choices=choices.get(f.name), metavar=f.type.__name__.upper()))
+            if f.name == "shard":
+                kind |= dict(nargs="?", const="all")  # --shard alone
             parser.add_argument(f"--{f.name}", help=help, **kind)
     typed = vars(parser.parse_args(argv))
     values = {**presets[typed.get("preset", "gpt2")], **typed}
@@ -127,10 +130,25 @@ def check_settings(gpt_config, config=None):
             fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
     if gpt_config.n_embd % gpt_config.n_head:
         fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
+    if config and config.shard == "no" and config.offload:
+        fail("--offload moves the shares that --shard makes: give --shard too")
+    if config and config.shard != "no" and config.compile:
+        fail("--compile and --shard do not go together here: leave one of them out")
     if config and config.min_lr > config.max_lr:
         fail(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
     if config and config.T > gpt_config.block_size:
         fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
+
+
+def choose_batch(config, typed, num_processes):
+    """The largest B, up to the preset's, for which a whole number of micro steps makes a batch -> B, micro steps"""
+    row = config.T * num_processes  # tokens a step at B = 1
+    for B in [config.B] if "B" in typed else range(config.B, 0, -1):
+        if config.total_batch_size % (B * row) == 0:
+            return B, config.total_batch_size // (B * row)
+    unit = config.B * row if "B" in typed else row
+    fail(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
+         f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
 
 
 def progress(batches, what, flags, before_each=lambda: None):
@@ -257,6 +275,50 @@ def check_weights(config, state):
     need = C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
     if sum(w.numel() for w in state.values()) < need:
         raise ValueError(f"its config is that of a model of {need} parameters, its weights are fewer")
+
+
+def write_checkpoint(path, state, keep_last, t0, dt):
+    """
+    torch.save, and delete all but the keep_last newest checkpoints beside it -> success. A full disk is reported and
+    costs no more than this checkpoint. t0: when saving began, dt: seconds of a step, for the line that is printed.
+    """
+    import torch
+    try:
+        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
+            torch.save(state, f)
+        for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
+            os.remove(old)
+    except (OSError, RuntimeError) as e:  # torch turns some of the one into the other
+        print(f"warning: {path} could not be saved ({' '.join(str(e).split())[:100]}): training goes on", flush=True)
+        return False
+    took = time.time() - t0
+    print(f"saved {path} in {took:.1f}s (with a step, what a stop on SIGTERM takes: {took + dt:.1f}s)", flush=True)
+    return True
+
+
+def restore(checkpoint, raw_model, optimizer, scaler, loader):
+    """Give everything but the weights its state back -> the number of steps done, the last validation loss"""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+    try:
+        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"],
+                                 options=StateDictOptions(full_state_dict=True))
+        if checkpoint["scaler"]:  # empty, if the run had no float16 so far
+            scaler.load_state_dict(checkpoint["scaler"])
+    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
+        fail(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+    loader.position = checkpoint["position"]
+    return checkpoint["step"], checkpoint["val_loss"]
+
+
+def explain(e, config):
+    """End the program with a line over a RuntimeError that is no fault of it; return over any other."""
+    from torch.distributed import DistError
+    if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
+        # nothing is tried for you, who may not be looking
+        fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
+    if isinstance(e, DistError) or "gloo" in str(e):
+        print(f"lost another process: {str(e)[:200]}", file=sys.stderr, flush=True)
+        raise SystemExit(1)
 
 
 def fail_not_finite(step, loss, norm, shard, offset, config):

@@ -29,6 +29,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -36,11 +37,12 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils.checkpoint import checkpoint as recompute
 
 import hellaswag
-from fineweb import (atomic_write, catch_signals, check_kernels, check_settings, check_weights, check_zip, fail,
-                     fail_not_finite, find_checkpoint, list_checkpoints, make_tokenizer, merge_settings, open_log,
-                     parse_flags, progress, tokenize_file, watch_norm)
+from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
+                     fail, fail_not_finite, find_checkpoint, make_tokenizer, merge_settings, open_log, parse_flags,
+                     progress, restore, tokenize_file, watch_norm, write_checkpoint)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -234,6 +236,9 @@ class TrainConfig:
     dtype: str = "auto"                # bfloat16, float16 or float32 for the matmuls; the weights stay in float32
     compile: bool | None = None        # torch.compile, by default on CUDA only: it takes a minute at the start
     dist_timeout_s: int = 600          # seconds after which a process gives up waiting for a silent one
+    shard: str = "no"                  # a large model: all shares its state among all processes, node within machines
+    offload: bool = False              # with shard: weights and AdamW's moments in the CPU's memory
+    activation_checkpointing: bool = False  # forget activations within blocks, compute them again in backward
     # the batch
     total_batch_size: int = 524288     # tokens a step, 2**19, about the 0.5M of the GPT-3 paper (table 2.1)
     B: int = 64                        # rows in a micro batch: what fits into memory; it does not change the result
@@ -269,16 +274,6 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
                   max_steps=50, max_lr=3e-4, min_lr=3e-4, warmup_steps=0, eval_every=0, val_tokens=4096, save_every=0,
                   hellaswag=False),
 }
-
-def choose_batch(config, typed, num_processes):
-    """The largest B, up to the preset's, for which a whole number of micro steps makes a batch -> B, micro steps"""
-    row = config.T * num_processes  # tokens a step at B = 1
-    for B in [config.B] if "B" in typed else range(config.B, 0, -1):
-        if config.total_batch_size % (B * row) == 0:
-            return B, config.total_batch_size // (B * row)
-    unit = config.B * row if "B" in typed else row
-    fail(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
-         f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
 
 # ----------------------------------------------------------------------------------------------------
 # 3 the data
@@ -379,20 +374,20 @@ def setup_distributed(config):
         if device.index >= torch.cuda.device_count():
             fail(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one process for each", by="")
         torch.cuda.set_device(device)
-    if "RANK" in os.environ:
+    if "RANK" in os.environ or config.shard != "no":
         if device.type == "mps":
-            fail("a Mac has one GPU: run python train_gpt2.py, without torchrun")
+            fail("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
+        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
-        dist.init_process_group({"cuda": "nccl", "cpu": "gloo"}[device.type],
-                                timeout=timedelta(seconds=config.dist_timeout_s))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                                timeout=timedelta(seconds=config.dist_timeout_s), **alone)
     return rank, num_processes, device
 
 def all_reduce(*values):
     """The sum of each value over all processes -> list of floats. Sums and counts, not means: shares may be uneven."""
     if not dist.is_initialized():
         return [float(v) for v in values]
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    sums = torch.tensor([float(v) for v in values], dtype=torch.float64, device=device)
+    sums = torch.tensor([float(v) for v in values], dtype=torch.float64)
     dist.all_reduce(sums)
     return sums.tolist()
 
@@ -410,11 +405,34 @@ def choose_dtype(config, device):
             dtype, reason = torch.bfloat16, "this CPU multiplies it natively"
     return (dtype, reason) if config.dtype == "auto" else (getattr(torch, config.dtype), "as asked for")
 
+def shard_model(raw_model, config, device):
+    """
+    For models too large for one GPU, in place: each process keeps a share of every weight, its gradient and its moments
+    (ZeRO-3, Rajbhandari et al. 2020; PyTorch's FSDP2), and gathers the weights of a block while it computes with them.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+    n, here = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # node: shares within a machine, whose GPUs are well connected; between machines copies, which average as DDP does
+    mesh = (init_device_mesh(device.type, (n // here, here), mesh_dim_names=("replicate", "shard"))
+            if config.shard == "node" else init_device_mesh(device.type, (n,)))
+    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.offload else OffloadPolicy()
+    for module in (*raw_model.transformer.h, raw_model):  # from the inside out: each is gathered by itself
+        fully_shard(module, mesh=mesh, offload_policy=policy)
+
 def wrap_model(raw_model, config, device, autocast):
     """
     raw_model -> model, a second handle on the same weights, for the step only: compiled, if that works, and in DDP,
-    which averages the gradients of all processes while backward is still computing.
+    which averages the gradients of all processes while backward is still computing. Sharded, both are the same.
     """
+    if config.activation_checkpointing:  # memory for time, a third more of it (Chen et al. 2016)
+        for block in raw_model.transformer.h:
+            block.forward = partial(recompute, block.forward, use_reentrant=False)
+    if config.shard != "no":
+        shard_model(raw_model, config, device)
+        return raw_model
+    raw_model.to(device)
+
     def wrap(module):
         if not dist.is_initialized():
             return module
@@ -496,23 +514,16 @@ def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
 
 def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
     """
-    Write all that a resumed run needs, as plain data by parameter name; keep the keep_last newest files -> success.
-    A full disk is reported, and costs no more than this checkpoint. dt: seconds of a step.
+    Write all that a resumed run needs, as plain data by parameter name, and keep the keep_last newest files -> success.
+    Every process calls this, the first one writes. dt: seconds of a step.
     """
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     t0 = time.time()
-    state |= {"model": raw_model.state_dict(), "optimizer": get_optimizer_state_dict(raw_model, optimizer)}
-    try:
-        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
-            torch.save(state, f)
-        for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
-            os.remove(old)
-    except (OSError, RuntimeError) as e:  # torch turns some of the one into the other
-        print(f"warning: {path} could not be saved ({' '.join(str(e).split())[:100]}): training goes on", flush=True)
-        return False
-    took = time.time() - t0
-    print(f"saved {path} in {took:.1f}s (with a step, what a stop on SIGTERM takes: {took + dt:.1f}s)", flush=True)
-    return True
+    sharded = hasattr(raw_model, "unshard")
+    # sharded weights are gathered one by one, by all processes, into the first one's CPU memory; others are not copied
+    options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
+    state["model"], state["optimizer"] = get_state_dict(raw_model, optimizer, options=options)
+    return int(os.environ.get("RANK", 0)) > 0 or write_checkpoint(path, state, keep_last, t0, dt)
 
 def load_checkpoint(path):
     """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
@@ -539,18 +550,6 @@ def load_model(name):
     model = GPT.from_pretrained(name)
     return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": {"name": "gpt2"}}
 
-def restore(checkpoint, raw_model, optimizer, scaler, loader):
-    """Give everything but the weights its state back -> the number of steps done, the last validation loss"""
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-    try:
-        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"])
-        if checkpoint["scaler"]:  # empty, if the run had no float16 so far
-            scaler.load_state_dict(checkpoint["scaler"])
-    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
-        fail(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
-    loader.position = checkpoint["position"]
-    return checkpoint["step"], checkpoint["val_loss"]
-
 # ----------------------------------------------------------------------------------------------------
 # 7 training
 
@@ -576,10 +575,10 @@ def main(gpt_config, config, typed):
     if gpt_config.vocab_size < tokenizer.n_vocab or start and start["tokenizer"] != tokenizer.spec:
         fail(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and --tokenizer?")
     with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
-    if config.hellaswag and not with_hellaswag:
-        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
     if with_hellaswag and os.environ.get("LOCAL_RANK", "0") == "0":
         hellaswag.prepare()  # by one process of each machine; the others wait for it in setup_distributed
+    elif config.hellaswag and not with_hellaswag:
+        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed(config)
@@ -602,7 +601,6 @@ def main(gpt_config, config, typed):
     raw_model = GPT(gpt_config)
     if start:
         load_weights(raw_model, start["model"], config.resume or config.init_from)
-    raw_model.to(device)
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
     # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
@@ -637,8 +635,7 @@ def main(gpt_config, config, typed):
                     print_samples(raw_model, tokenizer, val_loader, rank, autocast)
             except KeyboardInterrupt:  # end_if_stopped
                 stop = True
-        if rank == 0 and config.save_every and step > start_step and (
-                last_step or stop or step % config.save_every == 0):
+        if config.save_every and step > start_step and (last_step or stop or step % config.save_every == 0):
             path = os.path.join(config.log_dir, f"model_{step:05d}.pt")
             saved = save_checkpoint(path, config.keep_last, dt, raw_model, optimizer, scaler=scaler.state_dict(),
                                     step=step, position=train_loader.position, val_loss=val_loss, **settings)
@@ -673,7 +670,7 @@ def main(gpt_config, config, typed):
         dt = time.time() - t0
         # ======================================================================
 
-        norm = norm.item()
+        norm = getattr(norm, "full_tensor", lambda norm=norm: norm)().item()  # sharded: each process has a part of it
         loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}")
@@ -690,17 +687,12 @@ def main(gpt_config, config, typed):
         raise SystemExit(1)
 
 def run(argv):
-    """The command line. What runs out of memory says what to try; it is not tried for you, who may not be looking."""
     gpt_config, config, typed = parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
     try:
         main(gpt_config, config, typed)
     except RuntimeError as e:
-        if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
-            fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
-        if not isinstance(e, dist.DistError) and "gloo" not in str(e):
-            raise
-        print(f"lost another process: {str(e)[:200]}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        explain(e, config)  # out of memory, or another process is gone
+        raise
     finally:
         catch_signals(False)
     if dist.is_initialized():

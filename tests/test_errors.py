@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT, write_shards
 
 import train_gpt2
-from train_gpt2 import TrainConfig, choose_batch
+from fineweb import choose_batch
+from train_gpt2 import TrainConfig
 
 
 @pytest.mark.parametrize("flags, said", [

@@ -65,7 +65,7 @@ def test_one_gpu_for_each_process(cuda, monkeypatch, capsys):
     for name, value in dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16").items():
         monkeypatch.setenv(name, value)
     assert setup_distributed(TrainConfig()) == (11, 16, torch.device("cuda", 3))
-    assert calls == [("set_device", "cuda:3"), ("init_process_group", "nccl")]
+    assert calls == [("set_device", "cuda:3"), ("init_process_group", "cpu:gloo,cuda:nccl")]
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(SystemExit):
         setup_distributed(TrainConfig())
