@@ -41,8 +41,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import hellaswag
 from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
-                     fail, fail_not_finite, find_checkpoint, make_tokenizer, merge_settings, open_log, parse_flags,
-                     progress, restore, tokenize_file, watch_norm, write_checkpoint)
+                     fail, fail_not_finite, find_checkpoint, load_meta, merge_settings, open_log, parse_flags, progress,
+                     restore, tokenize_file, watch_norm, write_checkpoint)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -300,7 +300,7 @@ def load_data(config):
         splits.append([load_tokens(path) for path in paths])
         if not paths:
             fail(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", by="LOCAL_RANK")
-    return make_tokenizer("gpt2"), *splits
+    return load_meta(root), *splits  # the tokenizer that the shards were made with
 
 class DataLoaderLite:
     """
