@@ -551,6 +551,7 @@ def tokenize_file(path, tokenizer_name):
 # documents: from files and datasets to rows, from rows to tokens
 
 BATCH_BYTES = 256_000  # a worker's portion: large enough that handing it over costs nothing, small enough to wait for
+AHEAD_BYTES = 32_000_000  # and so much may wait its turn: a second or two of work for two cores
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -631,7 +632,7 @@ def read_rows(piece, start, text_key):
 
 def read_batches(pieces, first, start, text_key):
     """
-    Yield (number of the piece, of the first row in it, rows, share of all that is read), about BATCH_BYTES at a time,
+    Yield (number of the piece, of the first row in it, rows, share of all that is read, bytes), about BATCH_BYTES each,
     from row `start` of the piece `first` on. What can be read no further, a truncated .gz, say, ends the program.
     """
     for i in range(first, len(pieces)):
@@ -641,13 +642,13 @@ def read_batches(pieces, first, start, text_key):
                 rows.append(row)
                 size += len(row) if isinstance(row, (str, bytes)) else 0
                 if size >= BATCH_BYTES:
-                    yield i, start, rows, (i + share) / len(pieces)
+                    yield i, start, rows, (i + share) / len(pieces), size
                     start, rows, size = start + len(rows), [], 0
         except Exception as e:  # damaged, gone, the network: each library has an exception of its own
             fail(f"cannot read {piece_name(pieces, i)} after row {start + len(rows)} ({type(e).__name__}: "
                  f"{' '.join(str(e).split())[:150]}): finished shards stay; the same command goes on after them")
         if rows:
-            yield i, start, rows, (i + 1) / len(pieces)
+            yield i, start, rows, (i + 1) / len(pieces), size
         start = 0
 
 
@@ -676,7 +677,7 @@ def as_text(row, is_json, text_key):
 
 def parse_rows(batch, pieces, text_key):
     """A batch of read_batches -> its texts, their size in bytes, how many had to be mended, what was skipped and why"""
-    i, start, rows, _ = batch
+    i, start, rows, *_ = batch
     is_json = isinstance(pieces[i], str) and pieces[i].endswith((".jsonl", ".jsonl.gz"))
     texts, size, mended, skipped = [], 0, 0, []
     for number, row in enumerate(rows, start + 1):
@@ -704,21 +705,22 @@ def encode_rows(batch, tokenizer, dtype, pieces, text_key):
     return tokens, *counts
 
 
-def in_order(function, items, workers):
+def in_order(function, batches, workers):
     """
-    Like map(function, items), by threads, and only a few items ahead. Threads are enough: the tokenizers are written in
+    Like map(function, batches), by threads, and only a bit ahead. Threads are enough: the tokenizers are written in
     Rust and let go of Python's lock while they work. So nothing is copied, and it is the same on every system.
     """
-    pool, waiting = ThreadPoolExecutor(workers), deque()
+    pool, waiting, ahead = ThreadPoolExecutor(workers), deque(), 0
     try:
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 2 * workers:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        while waiting:
-            item, future = waiting.popleft()
-            yield item, future.result()
+        for batch in itertools.chain(batches, [None]):  # None: no more to come
+            if batch:
+                ahead += batch[-1]
+                waiting.append((batch, pool.submit(function, batch)))
+            # enough for the workers to go on with while a shard is hashed and flushed to the disk
+            while waiting and (not batch or ahead > AHEAD_BYTES and len(waiting) > workers):
+                first, future = waiting.popleft()
+                ahead -= first[-1]
+                yield first, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is queued
 
@@ -868,7 +870,7 @@ def fill_shards(config, meta, tokenizer, pieces):
     batches = read_batches(pieces, start["piece"], start["row"], config.text_key)
     old = start["tokens"]  # these are in shards already
     bar = tqdm(desc=config.out, initial=meta["tokens"], unit="tok", unit_scale=True, disable=None)
-    for (piece, row, _, share), (tokens, size, mended, skipped) in in_order(encode, batches, config.workers):
+    for (piece, row, _, share, _), (tokens, size, mended, skipped) in in_order(encode, batches, config.workers):
         report_skipped(skipped, config, nothing_yet=not len(tokens) and not meta["bytes"])
         done, old = min(old, len(tokens)), max(0, old - len(tokens))
         while done < len(tokens) and len(meta["shards"]) < limit:

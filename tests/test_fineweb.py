@@ -71,6 +71,7 @@ def corpus(tmp_path):
 def make(tmp_path, corpus, monkeypatch):
     """make("name", "--workers=1") makes shards of 3,000 tokens from the corpus -> their directory."""
     monkeypatch.setattr(fineweb, "BATCH_BYTES", 5000)  # a small corpus in many batches
+    monkeypatch.setattr(fineweb, "AHEAD_BYTES", 30_000)
 
     def run(name, *flags):
         fineweb.main([f"--files={corpus}", "--shard_size=3000", f"--out={tmp_path / name}", *flags])
