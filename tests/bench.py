@@ -2,21 +2,31 @@
 Measures the parts of this project beside what a user would run instead, in turn (A B A B ...) in one process, and
 prints a table of medians and ratios. Compare ratios: the times depend on the machine, and on what else it does.
 
-    python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl]
+    python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl] [--files docs.jsonl]
 
 Parts
     hellaswag   items per second, 124M parameters: the batched eval against one item at a time with all logits
+    fineweb     tokens per second, from .jsonl to shards, all workers, on 50 MB of --files (or of input.txt): against
+                plain tiktoken on one core, and against a pool of half the cores and one numpy array a document
 """
 import argparse
+import contextlib
+import io
+import itertools
+import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 
+import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import fineweb
 import hellaswag
 import train_gpt2
 from fineweb import gpt2_tokenizer
@@ -81,7 +91,53 @@ def bench_hellaswag(args):
     return [row("HellaSwag, 124M, bfloat16, against one item at a time", "items/s", n, ours, plain)]
 
 
-PARTS = {"hellaswag": bench_hellaswag}
+def tokenize_plainly(line):
+    """A line of .jsonl -> one array, as in the lecture's fineweb.py."""
+    t = gpt2_tokenizer()
+    return np.array([t.eot, *t.bpe.encode_ordinary(json.loads(line)["text"])]).astype(np.uint16)
+
+
+def plain_shards(path, out, pool, shard_size=10**7):
+    """The lecture's recipe: a pool of processes, imap in chunks of 16, and what comes goes into shards."""
+    buffer, filled, shards = np.empty(shard_size, np.uint16), 0, 0
+    with open(path, encoding="utf-8") as f:
+        for tokens in pool.imap(tokenize_plainly, f, chunksize=16):
+            while len(tokens):
+                part = tokens[: shard_size - filled]
+                buffer[filled : filled + len(part)] = part
+                filled, tokens = filled + len(part), tokens[len(part) :]
+                if filled == shard_size:
+                    np.save(os.path.join(out, f"plain_{shards}.npy"), buffer)
+                    filled, shards = 0, shards + 1
+    np.save(os.path.join(out, f"plain_{shards}.npy"), buffer[:filled])
+
+
+def bench_fineweb(args):
+    """The pool and the tokenizers stand ready before the clock starts, for everybody."""
+    files = args.files or os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "input.txt")
+    with open(files, encoding="utf-8") as f:
+        text = f.read()
+    docs = ([json.loads(line)["text"] for line in text.splitlines()] if files.endswith(".jsonl") else
+            [text[i : i + 5000] for i in range(0, len(text), 5000)])
+    docs *= (10 if args.quick else 50) * 10**6 // len(text) + 1
+    t, cores = gpt2_tokenizer(), os.cpu_count()
+    with tempfile.TemporaryDirectory() as tmp, multiprocessing.Pool(max(1, cores // 2)) as pool:
+        path = os.path.join(tmp, "docs.jsonl")
+        with open(path, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps({"text": doc}) + "\n" for doc in docs)
+        out = itertools.count()
+
+        def ours():
+            with contextlib.redirect_stdout(io.StringIO()):
+                fineweb.main([f"--files={path}", "--shard_size=10000000", f"--out={tmp}/{next(out)}"])
+        n = sum(len(t.encode(doc)) + 1 for doc in docs)
+        here, core, plain = in_turn(args.runs, ours, lambda: [len(t.bpe.encode_ordinary(doc)) for doc in docs],
+                                    lambda: plain_shards(path, tmp, pool))
+    return [row(f"shards, {cores} cores, against plain tiktoken on one of them", "tokens/s", n, here, core),
+            row(f"shards, {cores} cores, against the plain recipe", "tokens/s", n, here, plain)]
+
+
+PARTS = {"hellaswag": bench_hellaswag, "fineweb": bench_fineweb}
 
 
 def main():
@@ -89,6 +145,7 @@ def main():
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs")
     parser.add_argument("--hellaswag", help="a file with HellaSwag items; otherwise items are made up")
+    parser.add_argument("--files", help="a .jsonl or .txt file for the part fineweb; otherwise it is input.txt")
     args = parser.parse_args()
     args.runs = 2 if args.quick else 5
     if set(args.parts) - PARTS.keys():
