@@ -999,7 +999,7 @@ def make_shards(config):
         need = np.dtype(meta["dtype"]).itemsize * (estimate_tokens(config, files, n) - meta["tokens"])
         free = shutil.disk_usage(config.out).free
         if need > free:
-            fail(f"the shards will take about {need / 1e9:.1f} GB, {config.out} has {free / 1e9:.1f} GB free: choose "
+            fail(f"the shards will take about {need / 1e6:,.1f} MB, {config.out} has {free / 1e6:,.1f} MB free: choose "
                  "another --out, or fewer shards with --max_shards")
         write_meta(config.out, meta, tokenizer)
     except OSError as e:

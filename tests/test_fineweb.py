@@ -340,7 +340,7 @@ def test_a_shard_that_has_gone(make, refused):
 def test_no_space_is_seen_before(refused, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert "0.0 GB free: choose another --out, or fewer shards" in refused("out")
+    assert "has 0.0 MB free: choose another --out, or fewer shards" in refused("out")
 
 
 def test_no_space_while_writing(make, refused, monkeypatch, tmp_path):
