@@ -30,6 +30,8 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -69,15 +71,22 @@ class CausalSelfAttention(nn.Module):
         self.c_proj.adds_to_residual = True  # see GPT._init_weights
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, mask=None):
+    def forward(self, x, mask=None, cache=None):
         B, T, C = x.size()
         # every token asks (query), says what it is about (key) and what it has to tell (value)
         qkv = self.c_attn(x).split(C, dim=2)  # three times (B, T, C)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in qkv)  # (B, nh, T, hs)
+        if cache is not None:
+            # the past does not see the future, so its keys and values never change: computed once, they are kept
+            if self not in cache.kv:
+                cache.kv[self] = k.new_empty(2, B, self.n_head, cache.size, C // self.n_head)
+            kv = cache.kv[self][:, :, :, : cache.n + T]  # (2, B, nh, n + T, hs)
+            kv[:, :, :, cache.n :] = torch.stack((k, v))
+            k, v = kv
         # softmax(q k^T / sqrt(hs)) v, each token looking at itself and the past (is_causal), or where mask says. Flash
         # attention (Dao et al. 2022) gets there without ever writing the (T, T) matrix to memory
         dropout_p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal=mask is None)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p, mask is None and k.size(2) == T)  # (B, nh, T, hs)
         y = y.transpose(1, 2).contiguous().view(B, T, C)  # the heads side by side again: (B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -106,8 +115,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, mask=None):
-        x = x + self.attn(self.ln_1(x), mask)
+    def forward(self, x, mask=None, cache=None):
+        x = x + self.attn(self.ln_1(x), mask, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -143,20 +152,27 @@ class GPT(nn.Module):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
 
-    def forward(self, idx, targets=None, wanted=None, pos=None, mask=None):
+    def forward(self, idx, targets=None, wanted=None, pos=None, mask=None, cache=None):
         """
         idx (B, T) token ids, T <= block_size; targets (B, T), the token that comes next at each position, or None.
         -> logits (B, T, V), and the mean cross-entropy in nats per token (None without targets).
         For HellaSwag: wanted (n,), the only ones of the B*T positions to make logits (n, V) for; pos (B, T), where each
         token stands in its text; mask (B, 1, T, T), true where row may look at column.
+        For stream: cache, the keys and values of the cache.n tokens before idx, to which those of idx are added.
         """
-        pos = torch.arange(idx.size(1), device=idx.device) if pos is None else pos
+        T, n = idx.size(1), cache.n if cache else 0
+        pos = torch.arange(n, n + T, device=idx.device) if pos is None else pos
+        if n > 0 and T > 1:  # each token may look at all in the cache, and at idx up to itself
+            mask = torch.ones(T, n + T, dtype=torch.bool, device=idx.device).tril(n)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) or (B, T, C) -> (B, T, C)
         x = self.transformer.drop(x)
         for block in self.transformer.h:
-            x = block(x, mask)
-        x = self.transformer.ln_f(x)
-        logits = self.lm_head(x if wanted is None else x.flatten(0, 1)[wanted])  # (B, T, V), or (n, V)
+            x = block(x, mask, cache)
+        if cache:
+            cache.n += T
+        x = self.transformer.ln_f(x if wanted is None else x.flatten(0, 1)[wanted])  # (B, T, C), or (n, C)
+        # for the few rows of stream this order takes half the time (float32, n = 4, one core of a Xeon, 2026-11-22)
+        logits = self.lm_head(x) if cache is None else (self.lm_head.weight @ x.mT).mT  # (B, T, V), or (n, V)
         loss = None
         if targets is not None:
             # in float32 also where logits are not: bfloat16 has three digits, a late step gains in the sixth
@@ -164,19 +180,34 @@ class GPT(nn.Module):
         return logits, loss
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, n_vocab=None, temperature=1.0, top_k=50, generator=None):
+    def stream(self, idx, n_vocab=None, temperature=1.0, top_k=50, top_p=1.0, generator=None):
         """
-        Continue each row of idx (B, T) by max_new_tokens sampled tokens -> (B, T + max_new_tokens). Only the last
-        block_size tokens are seen. n_vocab: the tokenizer's size; the padding ids beyond it are never sampled.
+        Continue idx (B, T): yield the next token of each row (B, 1), for ever. It is drawn from the top_k likeliest, of
+        these from the first whose probabilities add up to top_p (Holtzman et al. 2020). temperature 0: the likeliest.
+        n_vocab: the tokenizer's size, padding ids beyond it never come. The model sees at most block_size tokens; when
+        so many are in the cache the older half is dropped, and the rest computed anew.
         """
-        for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -self.config.block_size :])
-            logits = logits[:, -1, :n_vocab].float() / temperature  # (B, V): what may follow the last token
+        keep, size, cache = self.config.block_size, self.config.block_size, None
+        while True:
+            if cache is None or cache.n == size:  # the cache is an object: of lists and dicts FSDP makes copies
+                new, cache = idx[:, -keep:], SimpleNamespace(n=0, size=size, kv={})
+                keep = size - size // 2
+            last = torch.arange(1, len(idx) + 1, device=idx.device) * new.size(1) - 1  # each row's, among all B*T
+            logits = self(new, wanted=last, cache=cache)[0][:, :n_vocab].float()  # (B, V): what may follow
             # keep the top_k likeliest: the long tail is noise, and one bad token derails all that follow
-            values, ids = logits.topk(min(top_k, logits.size(-1)))  # (B, top_k)
-            choice = torch.multinomial(F.softmax(values, dim=-1), 1, generator=generator)  # (B, 1)
-            idx = torch.cat((idx, ids.gather(1, choice)), dim=1)
-        return idx
+            values, ids = logits.topk(1 if temperature < 1e-6 else min(top_k, logits.size(1)))  # (B, top_k)
+            probs = F.softmax(values / max(temperature, 1e-6), dim=-1)
+            probs[probs.cumsum(dim=-1) - probs >= top_p] = 0.0
+            new = ids.gather(1, torch.multinomial(probs, 1, generator=generator))  # (B, 1)
+            idx = torch.cat((idx, new), dim=1)
+            yield new
+
+    def generate(self, idx, max_new_tokens, n_vocab=None, eot=None, **sampling):
+        """idx (B, T) and what stream makes of it -> (B, T + max_new_tokens). After eot comes nothing but eot."""
+        new = torch.cat((idx[:, :0], *islice(self.stream(idx, n_vocab, **sampling), max_new_tokens)), dim=1)
+        if eot is not None:
+            new[(new == eot).cumsum(dim=1) > 0] = eot
+        return torch.cat((idx, new), dim=1)
 
     @classmethod
     def from_pretrained(cls, name):
