@@ -387,6 +387,56 @@ def check_kernels(arch_list, major, minor):
 
 
 # ----------------------------------------------------------------------------------------------------
+# GPT-2 in Hugging Face's files: config.json and model.safetensors
+
+# where other values make another model than ours, the config must have these (or not mention them)
+HF_CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None,
+             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True}
+HF_SHAPE = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")  # in the order of our GPTConfig
+
+
+def read_hugging_face(name):
+    """
+    A directory, or gpt2 ... gpt2-xl from the hub -> the numbers of HF_SHAPE, and the weights by name. Whatever is not a
+    GPT-2: one line, exit code 2. Never opens pytorch_model.bin: a pickle can run anything.
+    """
+    from huggingface_hub import snapshot_download
+    from safetensors.torch import load_file
+    try:
+        files = ["config.json", "model.safetensors"]
+        path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
+        for file in files:
+            if not os.path.isfile(os.path.join(path, file)):
+                fail(f"cannot load {name}: it has no {file} (a pytorch_model.bin is converted by python -c "
+                     f"\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained("
+                     f"'{name}')\")")
+        with open(os.path.join(path, files[0]), encoding="utf-8") as f:
+            config = json.load(f)
+        shape = [config[key] for key in HF_SHAPE]
+        for key, ours in HF_CONFIG.items():
+            if config.get(key, ours) != ours:
+                raise ValueError(f"{key} is {config[key]!r} there and {ours!r} here")
+        if not all(type(n) is int and n > 0 for n in shape) or shape[4] % shape[3]:
+            raise ValueError(f"{', '.join(HF_SHAPE)} cannot be {', '.join(map(str, shape))}")
+        return shape, load_file(os.path.join(path, files[1]))
+    except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
+        fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}")
+
+
+def write_hugging_face(folder, shape, eot, weights):
+    """The inverse, with a generation_config.json: transformers loads the folder. Raises OSError."""
+    from safetensors.torch import save
+    tokens = {"bos_token_id": eot, "eos_token_id": eot}
+    config = {"architectures": ["GPT2LMHeadModel"], **dict(zip(HF_SHAPE, shape, strict=True)), **HF_CONFIG, **tokens}
+    weights = {name: w.detach().contiguous() for name, w in weights.items()}
+    os.makedirs(folder, exist_ok=True)
+    for file, data in (("model.safetensors", save(weights, {"format": "pt"})), ("config.json", json.dumps(config)),
+                       ("generation_config.json", json.dumps({**tokens, "transformers_version": "4.50.0"}))):
+        with atomic_write(os.path.join(folder, file)) as f:
+            f.write(data if isinstance(data, bytes) else data.encode())
+
+
+# ----------------------------------------------------------------------------------------------------
 # tokenizers
 
 class GPT2Tokenizer:
@@ -537,6 +587,21 @@ def load_tokenizer(spec):
         return BPETokenizer(spec["json"])
     except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
         fail(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
+
+
+def saved_spec(folder):
+    """The spec of the tokenizer that `play.py export` wrote into folder. A GPT-2 from elsewhere has GPT-2's."""
+    path = os.path.join(folder, "tokenizer_spec.json")
+    if not os.path.isfile(path):
+        return {"name": "gpt2"}
+    try:
+        with open(path, encoding="utf-8") as f:
+            spec = json.load(f)
+        if load_tokenizer(spec).spec["name"] == spec["name"]:
+            return spec
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    fail(f"{path} describes no tokenizer: was it written by python play.py export?")
 
 
 def tokenize_file(path, tokenizer_name):

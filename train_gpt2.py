@@ -21,7 +21,6 @@ Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
 import glob
-import json
 import math
 import os
 import re
@@ -44,7 +43,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 import hellaswag
 from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
                      fail, fail_not_finite, find_checkpoint, load_meta, merge_settings, open_log, parse_flags, progress,
-                     restore, tokenize_file, watch_norm, write_checkpoint)
+                     read_hugging_face, restore, saved_spec, tokenize_file, watch_norm, write_checkpoint,
+                     write_hugging_face)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -212,26 +212,19 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
-        from huggingface_hub import snapshot_download
-        from safetensors.torch import load_file
-        try:
-            files = ["config.json", "model.safetensors"]  # never pytorch_model.bin, which is a pickle
-            path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
-            with open(os.path.join(path, files[0]), encoding="utf-8") as f:
-                hf = json.load(f)
-            model = cls(GPTConfig(hf["n_positions"], hf["vocab_size"], hf["n_layer"], hf["n_head"], hf["n_embd"]))
-            weights = load_file(os.path.join(path, files[1]))
-        except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
-            fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}")
-        state = {}
-        for key, w in weights.items():
-            # OpenAI's linear layers are called Conv1D and store (in, out); nn.Linear stores (out, in)
-            conv1d = key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-            if not key.endswith((".attn.bias", ".attn.masked_bias")):  # the causal mask, a constant
-                state[re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key)] = w.t() if conv1d else w
-        state.setdefault("lm_head.weight", state.get("transformer.wte.weight"))
+        shape, weights = read_hugging_face(name)
+        model = cls(GPTConfig(*shape))
+        state = {re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key): w for key, w in conv1d(weights).items()
+                 if not key.endswith((".attn.bias", ".attn.masked_bias"))}  # the causal mask, a constant
+        state["lm_head.weight"] = state.get("transformer.wte.weight", torch.empty(0))  # tied, stored once
         load_weights(model, state, name)
         return model
+
+    def save_pretrained(self, folder, n_vocab=None, eot=50256):
+        """The inverse, for transformers too, without the padding: n_vocab rows, as many as the tokenizer has tokens."""
+        state, c = conv1d(self.state_dict()), self.config
+        wte = state["transformer.wte.weight"] = state.pop("lm_head.weight")[:n_vocab]  # one tensor: it is stored once
+        write_hugging_face(folder, (c.block_size, len(wte), c.n_layer, c.n_head, c.n_embd), eot, state)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
         """AdamW (Loshchilov and Hutter 2019), with weight decay on matrices and embeddings only."""
@@ -240,6 +233,10 @@ class GPT(nn.Module):
         groups = [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
         # fused: one kernel for all tensors instead of several for each
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
+
+def conv1d(state):
+    """OpenAI's linear layers, called Conv1D, store (in, out), nn.Linear (out, in): a state dict in the other's form."""
+    return {k: w.t() if k.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w for k, w in state.items()}
 
 def load_weights(model, state, source):
     """Copy a state dict into model; one line and exit code 2 if its names or shapes are not the model's."""
@@ -575,11 +572,11 @@ def load_checkpoint(path):
         fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
 
 def load_model(name):
-    """A checkpoint (.pt), a Hugging Face directory, gpt2 ... gpt2-xl -> dict of model (weights), config, tokenizer"""
-    if name.endswith(".pt"):
+    """A checkpoint, a Hugging Face directory, gpt2 ... gpt2-xl -> dict of model (weights), config, tokenizer"""
+    if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
         return load_checkpoint(name)
     model = GPT.from_pretrained(name)
-    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": {"name": "gpt2"}}
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": saved_spec(name)}
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training

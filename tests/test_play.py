@@ -1,13 +1,23 @@
-"""Facts about using a model: how it writes."""
+"""Facts about using a model: how it writes, what it is saved as, and what play.py makes of both."""
+import contextlib
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
 from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train_gpt2 import GPT, GPTConfig
+import play
+from fineweb import gpt2_tokenizer, load_tokenizer, make_tokenizer
+from train_gpt2 import GPT, GPTConfig, load_model
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -20,6 +30,26 @@ def random_model(config=TINY, seed=0):
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return model
+
+
+@pytest.fixture
+def checkpoint(tmp_path, train):
+    """The path of a model of characters after two steps."""
+    train("log", "--max_steps=2", "--save_every=2")
+    return str(tmp_path / "log" / "model_00002.pt")
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused("sample", ...) runs play.py, which must end with exit code 2 and one line on stderr -> that line."""
+    def run(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as e:
+            play.main([str(a) for a in argv])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+        return err
+    return run
 
 
 # --- writing: the cache, the window, the choice of a token ---------------------------------------------
@@ -35,6 +65,19 @@ def test_a_cache_changes_no_logits(cuts):
             if cache.n < 16:
                 pieces.append(model(idx[:, cache.n : cache.n + n], cache=cache)[0])
         torch.testing.assert_close(torch.cat(pieces, dim=1), model(idx[:, : cache.n])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_text_equals_that_of_transformers(tmp_path):
+    """The same weights and the likeliest token each time: the same 200 tokens, in each of three rows."""
+    transformers = pytest.importorskip("transformers")
+    model = random_model(GPTConfig(block_size=256, vocab_size=97, n_layer=3, n_head=2, n_embd=64))
+    model.save_pretrained(tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    idx = torch.randint(0, 97, (3, 8), generator=torch.Generator().manual_seed(1))
+    expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=200, do_sample=False,
+                               eos_token_id=None, pad_token_id=0)
+    assert len(set(expected[0].tolist())) > 3, "a model that repeats itself would prove little"
+    assert model.generate(idx, 200, temperature=0).equal(expected)
 
 
 def test_when_the_window_is_full_its_older_half_is_forgotten():
@@ -100,6 +143,243 @@ def test_generation_in_every_dtype(dtype):
         random_model()(idx, cache=cache)
     assert rows.shape == others.shape == (2, 25) and max(rows.max(), others.max()) < 100
     assert {kv.dtype for kv in cache.kv.values()} == {dtype}
+
+
+# --- saving ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("n_layer, n_head", [(12, 12), (24, 16), (36, 20), (48, 25)],
+                         ids=["gpt2", "medium", "large", "xl"])
+def test_save_and_load_is_the_identity(n_layer, n_head, tmp_path):
+    """Bit for bit, in the shapes of all four GPT-2s (but for their width). The padding rows are left out."""
+    model = random_model(GPTConfig(16, 128, n_layer, n_head, 2 * n_head))
+    model.save_pretrained(tmp_path, n_vocab=97)
+    again = GPT.from_pretrained(str(tmp_path))
+    assert again.config == GPTConfig(16, 97, n_layer, n_head, 2 * n_head)
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert (a[:97] if name in ("transformer.wte.weight", "lm_head.weight") else a).equal(b), name
+
+
+def bpe_tokenizer(text):
+    """A byte-level BPE of 300 tokens, as a tokenizer of ours."""
+    tokenizers = pytest.importorskip("tokenizers")
+    hf = tokenizers.ByteLevelBPETokenizer()
+    hf.train_from_iterator([text], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    spec = {"name": "bpe", "json": hf.to_str()}
+    with contextlib.suppress(KeyError, AttributeError, TypeError):
+        if load_tokenizer(spec).spec["name"] == "bpe":
+            return load_tokenizer(spec)
+    return SimpleNamespace(spec=spec, eot=0, n_vocab=300, encode=lambda text: hf.encode(text).ids, decode=hf.decode)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "char", "bpe"])
+def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
+    """Offline: the same logits to 1e-5, the same tokens, text from its pipeline; and we load it again as it was."""
+    transformers = pytest.importorskip("transformers")
+    words = text.read_text(encoding="utf-8")[:3000] + "  é\n\t😀 中文 "
+    tokenizer = bpe_tokenizer(words) if kind == "bpe" else make_tokenizer(kind, words)
+    model = random_model(GPTConfig(64, -(-tokenizer.n_vocab // 128) * 128, 2, 2, 32))
+    torch.save({"model": model.state_dict(), "config": vars(model.config), "tokenizer": tokenizer.spec, "step": 5},
+               tmp_path / "model.pt")
+    if kind == "bpe" and isinstance(tokenizer, SimpleNamespace):  # load_tokenizer does not know it yet
+        model.save_pretrained(tmp_path / "hf", tokenizer.n_vocab, tokenizer.eot)
+        play.save_tokenizer(tokenizer, tmp_path / "hf", 64)
+    else:
+        play.main(["export", str(tmp_path / "model.pt"), str(tmp_path / "hf")])
+        assert load_model(str(tmp_path / "hf"))["tokenizer"] == tokenizer.spec
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs_tokenizer(words).input_ids == tokenizer.encode(words)
+    assert theirs_tokenizer.decode(tokenizer.encode(words)) == words and theirs_tokenizer.eos_token_id == tokenizer.eot
+    idx = torch.tensor([tokenizer.encode(words)[:64]])
+    with torch.no_grad():
+        a, b = model(idx)[0][..., : tokenizer.n_vocab], theirs(idx).logits
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert theirs.generation_config.eos_token_id == tokenizer.eot
+    made = transformers.pipeline("text-generation", str(tmp_path / "hf"))(words[:9], max_new_tokens=5, do_sample=False)
+    assert made[0]["generated_text"].startswith(words[:9])
+
+
+@functools.lru_cache
+def exported_gpt2_tokenizer():
+    return play.hugging_face_tokenizer(gpt2_tokenizer())
+
+
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_gpt2s_tokenizer_as_tokenizer_json(text):
+    """The merges are nowhere in assets/gpt2.tiktoken, and yet in it: a token's rank tells which two it is made from."""
+    pytest.importorskip("tokenizers")
+    hf = exported_gpt2_tokenizer()
+    text = text.replace("<|endoftext|>", "")  # which theirs reads as the token, ours as 13 characters
+    assert hf.encode(text).ids == gpt2_tokenizer().encode(text)
+    assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
+
+
+def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, refused, monkeypatch):
+    """The disk is full when half of the files are written: one line, and neither a directory nor a rest of one."""
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("dear")
+    assert "there already" in refused("export", checkpoint, tmp_path / "taken")
+    monkeypatch.setattr(play, "save_tokenizer", full)
+    before = sorted(tmp_path.rglob("*"))
+    assert "No space left" in refused("export", checkpoint, tmp_path / "hf")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def edit_safetensors(path, change):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda w: w.pop("transformer.h.1.mlp.c_fc.bias"), 'Missing key(s) in state_dict: "transformer.h.1.mlp.c_fc.bias"'),
+    (lambda w: w.pop("transformer.wte.weight"), "transformer.wte.weight"),
+    (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "Unexpected key(s) in state_dict"),
+    (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "size mismatch for transformer.ln_f.bias"),
+    (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "NaN or infinity in transformer.ln_f.bias"),
+], ids=["missing", "no embedding", "extra", "wrong shape", "NaN"])
+def test_weights_that_do_not_fit_are_named(change, said, tmp_path, refused):
+    random_model().save_pretrained(tmp_path / "hf", 97)
+    edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
+    assert said in refused("info", tmp_path / "hf")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_layer", "2"), ("n_head", 3),
+    ("scale_attn_by_inverse_layer_idx", True), ("model_type", "llama")])
+def test_a_config_of_another_model_is_refused(key, value, tmp_path, refused):
+    """Weights alone do not make a model: with another activation the same numbers would mean something else."""
+    random_model().save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, key: value}))
+    assert key in refused("info", tmp_path / "hf")
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("argv, said", [
+    (["sample", "gone.pt", "x"], "there is no model gone.pt"),
+    (["sample", "gone", "x"], "there is no model gone"),
+    (["info", ROOT], "has no config.json"),
+    (["info", __file__], "is not a usable checkpoint"),
+    (["sample", "MODEL", "x", "--temperature=-1"], "temperature -1.0 cannot be"),
+    (["sample", "MODEL", "x", "--temperature=nan"], "temperature nan cannot be"),
+    (["sample", "MODEL", "x", "--top_k=0"], "top_k 0 cannot be"),
+    (["sample", "MODEL", "x", "--top_p=0"], "top_p 0.0 cannot be"),
+    (["sample", "MODEL", "x", "--top_p=1.1"], "top_p 1.1 cannot be"),
+    (["sample", "MODEL", "x", "--num_samples=0"], "num_samples 0 cannot be"),
+    (["sample", "MODEL", "x", "--seed=-1"], "seed -1 cannot be"),
+    (["sample", "MODEL", "x", "--top_k=many"], "invalid int value"),
+    (["sample", "MODEL", "x", "--device=abacus"], "--device=abacus is not to be had here"),
+    (["sample", "MODEL", "@gone.txt"], "cannot read the prompt from gone.txt"),
+    (["sample", "MODEL", "µ"], "has no 'µ'"),
+    (["sample", "MODEL"], "the following arguments are required: prompt"),
+    (["dance"], "invalid choice: 'dance'"),
+    ([], "are required"),
+], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
+def test_wrong_input(argv, said, checkpoint, refused):
+    there = {"MODEL": checkpoint}
+    assert said in refused(*[there.get(a, a) for a in argv])
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(model=3), "no model that we know"), (dict(config={"n_layer": "x"}), "no model that we know"),
+    (dict(config={"colour": 1}), "unexpected keyword argument 'colour'"), (dict(model={}), "Missing key(s)"),
+    (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
+    (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
+], ids=str)
+def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, refused):
+    """Whatever stands in the file: one line, no traceback."""
+    torch.save({**torch.load(checkpoint, weights_only=True), **change}, checkpoint)
+    assert said in refused("info", checkpoint)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_regular_files_are_opened(tmp_path, refused):
+    """A pipe that nobody writes to would be read for ever."""
+    os.mkfifo(tmp_path / "pipe.pt")
+    random_model().save_pretrained(tmp_path / "hf")
+    os.remove(tmp_path / "hf" / "config.json")
+    os.mkfifo(tmp_path / "hf" / "config.json")
+    assert "there is no model" in refused("info", tmp_path / "pipe.pt")
+    assert "has no config.json" in refused("info", tmp_path / "hf")
+
+
+def test_an_empty_prompt_is_the_beginning_of_a_text(checkpoint, refused):
+    """It starts from <|endoftext|>, the token before every document; without such a token it is refused."""
+    tokenizer = make_tokenizer("char", "abc")
+    assert play.tokenize(tokenizer, "") == [tokenizer.eot] and play.tokenize(tokenizer, "cab") == [3, 1, 2]
+    with pytest.raises(SystemExit):
+        play.tokenize(SimpleNamespace(encode=list, eot=None), "")
+
+
+def test_sample(checkpoint, tmp_path, capsys, monkeypatch):
+    """The prompt from the command line, a file or stdin; the same seed, the same text; several samples, numbered."""
+    def sample(prompt, *flags):
+        play.main(["sample", checkpoint, prompt, "--max_new_tokens=20", "--device=cpu", *flags])
+        return capsys.readouterr().out
+    capsys.readouterr()
+    (tmp_path / "prompt.txt").write_text("the\nking\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the\nking"))
+    first = sample("the\nking")
+    assert first.startswith("the\nking") and len(first) == len("the\nking") + 20 + 1
+    assert first == sample(f"@{tmp_path / 'prompt.txt'}") == sample("-") != sample("the\nking", "--seed=43")
+    assert sample("the", "--num_samples=3").count("--- sample ") == 3
+
+
+@given(st.lists(st.integers(0, 50256), max_size=40), st.text(max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_characters_come_out_whole(ids, text):
+    """The pieces are the text, each is final when it is shown, and no character is shown before its last byte."""
+    ids += gpt2_tokenizer().encode(text + "😀")
+    assert "".join(play.pieces(gpt2_tokenizer(), ids)) == gpt2_tokenizer().decode(ids)
+    emoji = gpt2_tokenizer().encode("😀")
+    assert len(emoji) > 1 and [p for p in play.pieces(gpt2_tokenizer(), emoji) if p] == ["😀"]
+
+
+def test_chat_through_a_pipe(checkpoint, tmp_path):
+    """Lines in, text out; what is wrong is said and changes nothing; the end of stdin is the end. Another process."""
+    lines = "the king\n/temperature 0\n/top_k 0\n/top_k x\n/help\nµ\n/new\nthe king\n\n/seed 3\n"
+    result = subprocess.run([sys.executable, os.path.join(ROOT, "play.py"), "chat", checkpoint, "--max_new_tokens=9",
+                             "--device=cpu"], input=lines, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and result.stderr.count("error: ") == len(result.stderr.splitlines()) == 3
+    assert "/temperature 0.0\n/top_k 50\n" in result.stdout and "no 'µ'" in result.stderr and "> " not in result.stdout
+
+
+def test_ctrl_c_stops_the_answer_only(checkpoint, monkeypatch, capsys):
+    """What has been said stays part of the conversation, and the next line is read."""
+    def stream(self, idx, *args, **kwargs):
+        calls.append(idx.tolist())
+        yield torch.tensor([[5]])
+        raise KeyboardInterrupt
+    calls, lines = [], iter(["the", "king"])
+    monkeypatch.setattr(GPT, "stream", stream)
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or exec("raise EOFError"))
+    play.main(["chat", checkpoint, "--device=cpu"])
+    tokenizer = load_tokenizer(load_model(checkpoint)["tokenizer"])
+    assert calls == [[tokenizer.encode("the")], [tokenizer.encode("the") + [5] + tokenizer.encode("\nking")]]
+
+
+def test_importing_is_light():
+    """No transformers, matplotlib or tokenizers before they are needed: --help and errors come at once."""
+    code = "import sys, play; print({'transformers', 'matplotlib', 'tokenizers', 'datasets'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+
+
+def test_info(checkpoint, capsys):
+    """Parameters by part, steps, losses, settings; 8.55e8 FLOPs a token for the 124M model at 1,024 tokens."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=50257))
+    assert play.flops_per_token(model) == pytest.approx(8.55e8, rel=1e-3)
+    assert sum(play.count_parameters(model).values()) == 124_439_808
+    capsys.readouterr()
+    play.main(["info", checkpoint])
+    out = capsys.readouterr().out
+    assert "2 blocks, 2 heads, 32 channels" in out and "2 steps, 512 tokens seen" in out and "max_lr=0.01" in out
 
 
 def test_stream_leaves_training_as_it_was():

@@ -1,0 +1,356 @@
+"""
+What you do with a trained model: let it write, talk with it, hand it on.
+
+    python play.py sample MODEL "To be, or" --num_samples=4       # @prompt.txt: the prompt is in a file; -: in stdin
+    python play.py chat MODEL                                     # a parrot: it continues what you type
+    python play.py export MODEL DIR                               # for transformers' from_pretrained(DIR), and ours
+    python play.py info MODEL                                     # sizes, step, losses, settings
+
+MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt's), a directory with a GPT-2 in Hugging
+Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes with it.
+
+Contents
+    1 the model and the flags      load, check_sampling, read_prompt
+    2 writing                      sample, pieces, chat
+    3 handing it on                export, hugging_face_tokenizer
+    4 what is in it                info
+"""
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from itertools import islice
+
+import torch
+
+import train_gpt2
+from fineweb import atomic_write, fail, load_tokenizer
+
+
+# ----------------------------------------------------------------------------------------------------
+# 1 the model and the flags
+
+def load(name, device="cpu"):
+    """MODEL -> the GPT, ready for use, its tokenizer, and what else its file says (dict). Or one line, exit code 2."""
+    if not (os.path.isdir(name) or os.path.isfile(name) or re.fullmatch("gpt2(-medium|-large|-xl)?", name)):
+        fail(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
+    start = train_gpt2.load_model(name)
+    try:
+        model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
+        train_gpt2.load_weights(model, start["model"], name)
+        tokenizer = load_tokenizer(start["tokenizer"])
+    except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
+        fail(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
+    broken = [key for key, w in model.state_dict().items() if not w.isfinite().all()]
+    if broken:
+        fail(f"{name} holds NaN or infinity in {broken[0]}: its training had failed, try an older checkpoint")
+    if tokenizer.n_vocab > model.config.vocab_size:
+        fail(f"{name} knows {model.config.vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: they are no pair")
+    return model.eval().to(device), tokenizer, start
+
+
+SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")  # what one can change while talking
+
+
+def check_sampling(settings):
+    """One line and exit code 2 for values that cannot work. settings: some of the flags of sample and chat (dict)."""
+    for name, value in settings.items():
+        low, high = {"temperature": (0, 1e6), "top_p": (1e-9, 1), "seed": (0, 2**63 - 1)}.get(name, (1, 1e9))
+        if not low <= value <= high:
+            fail(f"{name} {value} cannot be: it must be between {low:g} and {high:g}")
+
+
+def read_prompt(text):
+    """The prompt as typed, from a file (@name) or from stdin (-), without the line's end that an editor adds."""
+    if text == "-":
+        return sys.stdin.read().removesuffix("\n")
+    if text.startswith("@"):
+        try:
+            if not os.path.isfile(text[1:]):
+                raise OSError("there is no such file")
+            with open(text[1:], encoding="utf-8") as f:
+                return f.read().removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            fail(f"cannot read the prompt from {text[1:]}: {e}")
+    return text
+
+
+def tokenize(tokenizer, text):
+    """The ids of a prompt. An empty one is the beginning of a document: <|endoftext|>, if the tokenizer has that."""
+    # bytes that are no UTF-8 reach us as lone surrogates, which no tokenizer knows
+    ids = tokenizer.encode(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
+    if not ids and tokenizer.eot is None:
+        fail("the prompt is empty, and this tokenizer has no <|endoftext|> to start from: give a prompt")
+    return ids or [tokenizer.eot]
+
+
+def prepare(args):
+    """-> the model on the device that the flags ask for, its tokenizer, and autocast, as in training."""
+    config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
+    _, _, device = train_gpt2.setup_distributed(config)
+    dtype, _ = train_gpt2.choose_dtype(config, device)
+    model, tokenizer, _ = load(args.model, device)
+    return model, tokenizer, torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 2 writing
+
+def sample(args):
+    """Several continuations of one prompt, each up to <|endoftext|>."""
+    check_sampling({name: getattr(args, name) for name in (*SETTINGS, "num_samples")})
+    prompt = read_prompt(args.prompt)
+    model, tokenizer, autocast = prepare(args)
+    device = model.lm_head.weight.device
+    idx = torch.tensor([tokenize(tokenizer, prompt)] * args.num_samples, device=device)  # (num_samples, T)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    with autocast:
+        rows = model.generate(idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot, temperature=args.temperature,
+                              top_k=args.top_k, top_p=args.top_p, generator=generator)
+    for i, row in enumerate(rows[:, idx.size(1) :].tolist()):
+        if args.num_samples > 1:
+            print(f"--- sample {i}")
+        end = row.index(tokenizer.eot) if tokenizer.eot in row else len(row)
+        print(prompt + tokenizer.decode(row[:end]), flush=True)
+
+
+def pieces(tokenizer, ids):
+    """
+    Ids, one at a time -> the text, piece by piece, as soon as it is certain. A token can end within a character (an
+    emoji has four bytes): then the end of the text decodes to U+FFFD, and is held back until more tokens have come.
+    """
+    seen, shown = [], 0
+    for i in ids:
+        seen.append(i)
+        text = tokenizer.decode(seen)
+        certain = len(text.rstrip("\ufffd"))
+        if certain > shown:
+            yield text[shown:certain]
+            shown = certain
+    yield tokenizer.decode(seen)[shown:]  # it ended within a character: now that is certain too
+
+
+def answer(model, tokenizer, autocast, context, settings, generator):
+    """Print what the model writes after context (list of ids), which grows by it. Ctrl-C ends the answer."""
+    def new_ids():
+        idx = torch.tensor([context], device=model.lm_head.weight.device)
+        sampling = {name: settings[name] for name in ("temperature", "top_k", "top_p")}
+        stream = model.stream(idx, tokenizer.n_vocab, generator=generator, **sampling)
+        for new in islice(stream, settings["max_new_tokens"]):
+            if new.item() == tokenizer.eot:
+                context.clear()  # it has come to the end of its text: the next one begins
+                return
+            context.append(new.item())
+            yield context[-1]
+    try:
+        with autocast:
+            for piece in pieces(tokenizer, new_ids()):
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    print(flush=True)
+
+
+def chat(args):
+    """Read a line, continue the text so far, and so on, until stdin ends."""
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    check_sampling(settings)
+    model, tokenizer, autocast = prepare(args)
+    generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
+    talking = sys.stdin.isatty()
+    with contextlib.suppress(ImportError):
+        __import__("readline")  # with it, input() lets one edit the line and go back to older ones
+    if talking:
+        print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists what one can change.")
+    context = []
+    while True:
+        try:
+            line = input("> " if talking else "")
+        except EOFError:
+            return print() if talking else None
+        except KeyboardInterrupt:
+            print()
+            continue
+        with contextlib.suppress(SystemExit):  # what was wrong has been said: the conversation goes on
+            if line.startswith("/"):
+                change_setting(line, settings, context, generator)
+                continue
+            if line or not context:  # an empty line lets it go on
+                context += tokenize(tokenizer, "\n" + line if context else line)
+            answer(model, tokenizer, autocast, context, settings, generator)
+
+
+def change_setting(line, settings, context, generator):
+    """A line of a chat that begins with /: `/top_k 5`, `/new`, or help."""
+    name, _, value = line[1:].strip().partition(" ")
+    if name == "new":
+        context.clear()
+    elif name in settings and value:
+        try:
+            new = {name: type(settings[name])(value)}
+        except ValueError:
+            fail(f"/{name} {value}: that is no number, try /{name} {settings[name]}")
+        check_sampling(new)
+        settings.update(new)
+        if name == "seed":
+            generator.manual_seed(settings["seed"])
+    else:
+        print("\n".join(f"/{name} {value}" for name, value in settings.items()))
+        print("/new forgets the text so far; an empty line lets it go on")
+
+
+# ----------------------------------------------------------------------------------------------------
+# 3 handing it on
+
+def last_merge(token, ranks):
+    """The two tokens (bytes) that BPE joins into this one: it merges, lowest rank first, until two are left."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def hugging_face_tokenizer(tokenizer):
+    """One of our tokenizers -> the same as a tokenizers.Tokenizer, whose to_str() is a tokenizer.json"""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    spec = tokenizer.spec
+    if spec["name"] == "char":
+        hf = Tokenizer(models.WordLevel({c: i for i, c in enumerate(tokenizer.chars)}, unk_token="no such character"))
+        hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # every character is a word
+        hf.decoder = decoders.Fuse()  # and nothing comes between them
+    elif spec["name"] == "gpt2":
+        tokens = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
+        ranks = {token: i for i, token in enumerate(tokens)}
+        # GPT-2's files are text: a byte that prints is its own letter, the others are those from U+0100 on
+        letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+        letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
+        def spell(token):
+            return "".join(letters[b] for b in token)
+        merges = [tuple(map(spell, last_merge(token, ranks))) for token in tokens if len(token) > 1]
+        hf = Tokenizer(models.BPE({spell(token): i for token, i in ranks.items()}, merges))
+        hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's way to cut a text is its default
+        hf.decoder = decoders.ByteLevel()
+    else:
+        return Tokenizer.from_str(spec["json"])
+    hf.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
+    return hf
+
+
+def save_tokenizer(tokenizer, folder, block_size):
+    """The files that transformers' AutoTokenizer reads, and tokenizer_spec.json, which ours reads."""
+    hf = hugging_face_tokenizer(tokenizer)
+    eot = {} if tokenizer.eot is None else dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+              "clean_up_tokenization_spaces": False, **eot}
+    for name, text in (("tokenizer.json", hf.to_str()), ("tokenizer_config.json", json.dumps(config)),
+                       ("special_tokens_map.json", json.dumps(eot)),
+                       ("tokenizer_spec.json", json.dumps(tokenizer.spec))):
+        with atomic_write(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as f:
+            f.write(text)
+
+
+def export(args):
+    """A model as the directory that transformers loads: all of it, or nothing."""
+    folder = os.path.abspath(args.dir)
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        fail(f"{args.dir} is there already, and not empty: name a new directory")
+    model, tokenizer, _ = load(args.model)
+    temporary = f"{folder}.tmp{os.getpid()}"
+    try:
+        model.save_pretrained(temporary, tokenizer.n_vocab, tokenizer.eot)
+        save_tokenizer(tokenizer, temporary, model.config.block_size)
+        if os.path.isdir(folder):
+            os.rmdir(folder)
+        os.rename(temporary, folder)
+    except OSError as e:
+        fail(f"cannot write {args.dir} ({e.strerror}): name another directory")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample")
+
+
+# ----------------------------------------------------------------------------------------------------
+# 4 what is in it
+
+def count_parameters(model):
+    """{part: its number of parameters}; the head is the embedding, and counts once."""
+    counts = dict.fromkeys(("token embedding (and head)", "position embedding", "attention", "MLP", "norms"), 0)
+    parts = {"wte": 0, "wpe": 1, "attn": 2, "mlp": 3, "ln_": 4}
+    for name, p in model.named_parameters():
+        counts[list(counts)[next(i for key, i in parts.items() if key in name)]] += p.numel()
+    return counts
+
+
+def flops_per_token(model):
+    """Forward and backward, at full context: 6 for each parameter but wpe, which is only looked up, and attention's."""
+    c, counts = model.config, count_parameters(model)
+    return 6 * (sum(counts.values()) - counts["position embedding"]) + 12 * c.n_layer * c.n_embd * c.block_size
+
+
+def info(args):
+    """Print what a model's file says of it."""
+    model, tokenizer, start = load(args.model)
+    c, counts = model.config, count_parameters(model)
+    print(f"{args.model}: {c.n_layer} blocks, {c.n_head} heads, {c.n_embd} channels, context of {c.block_size} tokens")
+    print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in {c.vocab_size:,} rows")
+    for part, n in {**counts, "all": sum(counts.values())}.items():
+        print(f"{n:15,} parameters: {part}")
+    print(f"{flops_per_token(model):15.3g} FLOPs a token in training, a third of them in the forward pass")
+    if start.get("val_loss") is not None:
+        print(f"validation loss {start['val_loss']:.4f} nats per token")
+    if start.get("step"):
+        seen = f", {start['position']:,} tokens seen" if "position" in start else ""
+        print(f"{start['step']:,} steps{seen}")
+    for key in ("train_config", "versions"):
+        if key in start:
+            print(f"{key}: " + " ".join(f"{name}={value}" for name, value in start[key].items()))
+
+
+# ----------------------------------------------------------------------------------------------------
+# the command line
+
+def parse_args(argv):
+    """The commands and their flags. A wrong one: one line, exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="sample | chat | export | info")
+    made = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__.splitlines()[0], description=f.__doc__)
+            for f in (sample, chat, export, info)}
+    for p in (parser, *made.values()):
+        p.error = lambda message: fail(f"{message} (python play.py --help shows the commands)")
+        p.allow_abbrev = False
+    for name in ("sample", "chat", "export", "info"):
+        made[name].add_argument("model", metavar="MODEL", help="a checkpoint, a directory, or gpt2 ... gpt2-xl")
+    made["sample"].add_argument("prompt", help="the text to continue; @file; - for stdin")
+    made["sample"].add_argument("--num_samples", type=int, default=1, help="continuations of the prompt [%(default)s]")
+    for name in ("sample", "chat"):
+        add = made[name].add_argument
+        add("--max_new_tokens", type=int, default=200, help="longest continuation [%(default)s]")
+        add("--temperature", type=float, default=1.0, help="below 1 bolder, above 1 wilder, 0: no chance [%(default)s]")
+        add("--top_k", type=int, default=50, help="sample from the k likeliest tokens [%(default)s]")
+        add("--top_p", type=float, default=1.0, help="and from those that make up this probability [%(default)s]")
+        add("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
+        add("--device", default="auto", help="cuda, mps or cpu")
+        add("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
+    made["export"].add_argument("dir", metavar="DIR", help="a new directory")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal, or a pipe, that is not in UTF-8 shall not end a chat
+    args = parse_args(argv)
+    try:
+        globals()[args.command](args)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as the shell counts a program that Ctrl-C ended
+    except BrokenPipeError:  # whoever read our output has seen enough: | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()
