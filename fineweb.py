@@ -194,6 +194,15 @@ def progress(batches, what, flags, before_each=lambda: None):
 # ----------------------------------------------------------------------------------------------------
 # a run: its log, its checkpoints, what can happen to it
 
+def tensorboard_writer():
+    """The class SummaryWriter, or one line and exit code 2 where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fail("--tensorboard needs a package that is not here: pip install tensorboard, or leave the flag out", by="")
+    return SummaryWriter
+
+
 def open_log(log_dir, settings, resumed_step):
     """
     Prepare log_dir -> write_log(step, stream=value, ...), which appends a line `step stream value` for each stream. A
@@ -202,7 +211,8 @@ def open_log(log_dir, settings, resumed_step):
     """
     if log_dir is None:
         return lambda step, **streams: None
-    path, pending = os.path.join(log_dir, "log.txt"), []
+    path, pending, events = os.path.join(log_dir, "log.txt"), [], None
+    writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None  # before anything is moved
     lock = FileLock(os.path.join(log_dir, ".lock"))  # the operating system lets go of it when the process ends
     try:
         os.makedirs(log_dir, exist_ok=True)
@@ -227,17 +237,23 @@ def open_log(log_dir, settings, resumed_step):
                 f.writelines(lines)
         with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
             json.dump(settings, f, indent=2)
+        if writer:
+            events = writer(log_dir, purge_step=resumed_step)  # as above: what will come again counts no more
     except Timeout:
         fail(f"another run is writing to {log_dir}: choose another place with --log_dir", by="")
     except OSError as e:
         fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
-    return functools.partial(write_log, path, lock, pending)
+    return functools.partial(write_log, path, lock, pending, events)
 
 
-def write_log(path, lock, pending, step, **streams):
+def write_log(path, lock, pending, events, step, **streams):
     """Append the lines of a step. What a full disk refuses waits in the list `pending`, and training goes on."""
     pending += [f"{step} {stream} {value}\n" for stream, value in streams.items()]
     try:
+        if events:  # the same for TensorBoard
+            for stream, value in streams.items():
+                events.add_scalar(stream, float(value), step)
+            events.flush()  # it would write every two minutes, and not at all when the process is killed
         with open(path, "ab", buffering=0) as f:
             end, data = f.tell(), "".join(pending).encode()
             if f.write(data) < len(data):

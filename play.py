@@ -1,8 +1,9 @@
 """
-What you do with a trained model: let it write, talk with it, hand it on.
+What you do with a trained model: let it write, talk with it, look at its run, hand it on.
 
     python play.py sample MODEL "To be, or" --num_samples=4       # @prompt.txt: the prompt is in a file; -: in stdin
     python play.py chat MODEL                                     # a parrot: it continues what you type
+    python play.py plot log log2 --out=log.png --reference        # the losses of runs, beside those of public runs
     python play.py export MODEL DIR                               # for transformers' from_pretrained(DIR), and ours
     python play.py info MODEL                                     # sizes, step, losses, settings
 
@@ -12,11 +13,13 @@ Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes wi
 Contents
     1 the model and the flags      load, check_sampling, read_prompt
     2 writing                      sample, pieces, chat
-    3 handing it on                export, hugging_face_tokenizer
-    4 what is in it                info
+    3 a picture of a run           read_log, read_reference, plot
+    4 handing it on                export, hugging_face_tokenizer
+    5 what is in it                info
 """
 import argparse
 import contextlib
+import csv
 import json
 import os
 import re
@@ -27,7 +30,7 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import atomic_write, fail, load_tokenizer
+from fineweb import ASSETS, atomic_write, fail, load_tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -203,7 +206,111 @@ def change_setting(line, settings, context, generator):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 3 handing it on
+# 3 a picture of a run
+
+def read_log(path):
+    """A log directory or its log.txt -> {stream: {step: value}}, the settings of the run (dict, empty if unknown)"""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    file, log, settings = os.path.join(path, "log.txt") if os.path.isdir(path) else path, {}, {}
+    if not os.path.isfile(file):
+        fail(f"there is no log {file}: give the directory of a run, its --log_dir")
+    with open(file, encoding="utf-8", errors="replace") as f:
+        # notes and half lines (a run that was killed) do not match; of a step that stands twice the later line counts
+        for m in filter(None, (re.fullmatch(r"(\d+) (\w+) ([-+.\deE]+)\n", line) for line in f)):
+            with contextlib.suppress(ValueError):
+                log.setdefault(m[2], {})[int(m[1])] = float(m[3])
+    if not log.keys() & {"train", "val", "hella"}:
+        fail(f"{file} has no lines `step stream value` of the streams train, val or hella")
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
+        settings = json.load(f)
+    return log, settings
+
+
+def read_reference():
+    """Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a", ...: lists}"""
+    with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
+        rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
+    return {column: [float(row[column]) for row in rows] for column in rows[0]}
+
+
+# Okabe and Ito's colours, which people who see red and green alike can tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GPT2 = {"val": 3.2924, "hella": 0.2955, "hella of GPT-3": 0.337}  # the published 124M and 125M models
+
+
+def draw_run(axes, name, log, settings, colour, tokens):
+    """One run: its train loss thin, its validation loss on top of it, and HellaSwag if there is a second axis."""
+    scale = settings.get("train_config", {}).get("total_batch_size", 524288) / 1e6 if tokens else 1
+    # one batch says little: the train loss is drawn as means over a two-hundredth of the run
+    for ax, stream, what, n, width in ((axes[0], "train", ", train", len(log.get("train", {})) // 200, 0.8),
+                                       (axes[0], "val", ", validation", 1, 1.8), (axes[-1], "hella", "", 1, 1.8)):
+        points = torch.tensor(sorted(log.get(stream, {}).items()), dtype=torch.float64)  # (number of lines, 2)
+        if len(points):
+            x, y = torch.stack([part.mean(dim=0) for part in points.split(max(1, n))], dim=1)
+            dots = "-" if stream == "train" else "o-"
+            ax.plot(x * scale, y, dots, color=colour, label=name + what, markersize=3, linewidth=width)
+
+
+def draw_reference(axes, reference, tokens):
+    """What others got: OpenAI's models as horizontal lines, and, if asked for, the two public runs."""
+    for run, style in (("a", "-"), ("b", ":")) if reference else ():
+        columns = read_reference()
+        x = [step * 524288 / 1e6 if tokens else step for step in columns["step"]]
+        for ax, stream in zip(axes, ("val", "hella"), strict=True):
+            ax.plot(x, columns[f"{stream}_{run}"], "k" + style, linewidth=1, label=f"public run {run}")
+    axes[0].axhline(GPT2["val"], color="gray", linestyle="--", linewidth=1, label="OpenAI's GPT-2 124M")
+    axes[1].axhline(GPT2["hella"], color="gray", linestyle="--", linewidth=1, label="OpenAI's GPT-2 124M")
+    axes[1].axhline(GPT2["hella of GPT-3"], color="gray", linestyle=":", linewidth=1, label="OpenAI's GPT-3 125M")
+
+
+def loss_limits(logs, reference):
+    """What the picture shows of the losses. The first twentieth, from ln(vocab_size) down, would flatten the rest."""
+    losses = [loss for log in logs for stream in {"train", "val"} & log.keys()
+              for step, loss in log[stream].items() if step >= max(log[stream]) / 20]
+    losses += read_reference()["val_a"][4:] if reference or not losses else []  # from step 1000 on
+    room = 0.05 * (max(losses) - min(losses)) + 0.01
+    return min(losses) - room, max(losses) + room
+
+
+def save_picture(fig, path):
+    """Write a figure in the format that the name ends in. If it cannot be written: one line, exit code 2."""
+    try:
+        with atomic_write(path) as f:
+            fig.savefig(f, format=os.path.splitext(path)[1][1:])
+    except OSError as e:
+        fail(f"cannot write {path} ({e.strerror}): choose another place with --out")
+    print(f"wrote {path}")
+
+
+def plot(args):
+    """Losses, and HellaSwag where it was measured, of one or several runs -> a picture (png, svg, pdf)"""
+    if os.path.splitext(args.out)[1] not in (".png", ".svg", ".pdf"):
+        fail(f"--out={args.out}: the name must end in .png, .svg or .pdf")
+    runs = [read_log(path) for path in args.logs]
+    import matplotlib
+    matplotlib.use("Agg")  # draws without a screen
+    from matplotlib import pyplot as plt
+    # a loss per character, or per another tokenizer's token, is no number to compare with GPT-2's
+    comparable = [settings.get("tokenizer", {}).get("name", "gpt2") == "gpt2" for _, settings in runs]
+    if args.reference and not all(comparable):
+        fail(f"{args.logs[comparable.index(False)]} has another tokenizer than GPT-2's: leave --reference out")
+    panels = 2 if args.reference or any("hella" in log for log, _ in runs) else 1
+    fig, [axes] = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained", squeeze=False)
+    for i, (path, (log, settings)) in enumerate(zip(args.logs, runs, strict=True)):
+        name = os.path.basename(os.path.abspath(path.removesuffix("log.txt") or "."))
+        draw_run(axes, name, log, settings, COLOURS[i % len(COLOURS)], args.tokens)
+    if panels == 2:
+        draw_reference(axes, args.reference, args.tokens)
+    axes[0].set_ylim(*loss_limits([log for log, _ in runs], args.reference))
+    for ax, title in zip(axes, ("loss (nats per token)", "HellaSwag (acc_norm)"), strict=False):
+        ax.set(title=title, xlabel="million tokens" if args.tokens else "step")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    save_picture(fig, args.out)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 4 handing it on
 
 def last_merge(token, ranks):
     """The two tokens (bytes) that BPE joins into this one: it merges, lowest rank first, until two are left."""
@@ -274,7 +381,7 @@ def export(args):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 4 what is in it
+# 5 what is in it
 
 def count_parameters(model):
     """{part: its number of parameters}; the head is the embedding, and counts once."""
@@ -316,9 +423,9 @@ def info(args):
 def parse_args(argv):
     """The commands and their flags. A wrong one: one line, exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="sample | chat | export | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="sample | chat | plot | export | info")
     made = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__.splitlines()[0], description=f.__doc__)
-            for f in (sample, chat, export, info)}
+            for f in (sample, chat, plot, export, info)}
     for p in (parser, *made.values()):
         p.error = lambda message: fail(f"{message} (python play.py --help shows the commands)")
         p.allow_abbrev = False
@@ -335,6 +442,10 @@ def parse_args(argv):
         add("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
         add("--device", default="auto", help="cuda, mps or cpu")
         add("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
+    made["plot"].add_argument("logs", nargs="+", metavar="log", help="the --log_dir of a run, or a log.txt")
+    made["plot"].add_argument("--out", default="log.png", help="the picture [%(default)s]")
+    made["plot"].add_argument("--reference", action="store_true", help="with two public runs of the original recipe")
+    made["plot"].add_argument("--tokens", action="store_true", help="over tokens instead of steps")
     made["export"].add_argument("dir", metavar="DIR", help="a new directory")
     return parser.parse_args(argv)
 

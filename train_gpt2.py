@@ -257,6 +257,7 @@ class TrainConfig:
     data_root: str = "edu_fineweb10B"  # a directory of token shards, or one text file
     tokenizer: str = "gpt2"            # for a text file: gpt2 (BPE) or char (one token a character)
     log_dir: str = "log"               # log.txt, settings.json, model_*.pt
+    tensorboard: bool = False          # write the streams of log.txt for TensorBoard, too (pip install tensorboard)
     init_from: str = ""                # start from gpt2|gpt2-medium|gpt2-large|gpt2-xl, a Hugging Face directory, a .pt
     resume: str = ""                   # auto (the newest checkpoint in log_dir, if any) or a checkpoint's path
     # the machine

@@ -222,7 +222,7 @@ def test_a_resumed_log_has_each_step_once(train, tmp_path):
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = fineweb.open_log(log_dir, {}, None)
+    first = fineweb.open_log(log_dir, {"train_config": {"tensorboard": False}}, None)
     first(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")

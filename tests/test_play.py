@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from itertools import islice
@@ -280,9 +281,14 @@ def test_a_config_of_another_model_is_refused(key, value, tmp_path, refused):
     (["sample", "MODEL"], "the following arguments are required: prompt"),
     (["dance"], "invalid choice: 'dance'"),
     ([], "are required"),
+    (["plot", "gone"], "there is no log"),
+    (["plot", "MODEL"], "has no lines `step stream value`"),
+    (["plot", "LOG", "--out=log.txt"], "must end in .png, .svg or .pdf"),
+    (["plot", "LOG", "--out=gone/log.png"], "cannot write gone/log.png"),
+    (["plot", "LOG", "--reference"], "another tokenizer than GPT-2's"),
 ], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
 def test_wrong_input(argv, said, checkpoint, refused):
-    there = {"MODEL": checkpoint}
+    there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
     assert said in refused(*[there.get(a, a) for a in argv])
 
 
@@ -305,8 +311,10 @@ def test_only_regular_files_are_opened(tmp_path, refused):
     random_model().save_pretrained(tmp_path / "hf")
     os.remove(tmp_path / "hf" / "config.json")
     os.mkfifo(tmp_path / "hf" / "config.json")
+    os.mkfifo(tmp_path / "log.txt")
     assert "there is no model" in refused("info", tmp_path / "pipe.pt")
     assert "has no config.json" in refused("info", tmp_path / "hf")
+    assert "there is no log" in refused("plot", tmp_path)
 
 
 def test_an_empty_prompt_is_the_beginning_of_a_text(checkpoint, refused):
@@ -368,6 +376,62 @@ def test_importing_is_light():
     """No transformers, matplotlib or tokenizers before they are needed: --help and errors come at once."""
     code = "import sys, play; print({'transformers', 'matplotlib', 'tokenizers', 'datasets'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+def test_a_log_is_read_whatever_happened_to_it(tmp_path):
+    """Notes, a half line at the end, a step that stands twice (the later one counts), a NaN."""
+    (tmp_path / "log.txt").write_text("# tried a new seed\n0 train 4.5\n0 val 4.6\n1 train 4.4\n0 train 4.55\n"
+                                      "1 val nan\n2 trai")
+    log, run_settings = play.read_log(str(tmp_path))
+    assert log == {"train": {0: 4.55, 1: 4.4}, "val": {0: 4.6}} and run_settings == {}
+    assert play.read_log(str(tmp_path / "log.txt"))[0] == log
+
+
+def size(png):
+    """Width and height of a picture, which stand at its beginning."""
+    return struct.unpack(">II", png.read_bytes()[16:24])
+
+
+@pytest.mark.parametrize("flags", [(), ("--reference",), ("--reference", "--tokens")], ids=" ".join)
+def test_plot(flags, tmp_path, capsys):
+    """Two runs, one of them unfinished and resumed; with HellaSwag or the public runs there are two panels."""
+    pytest.importorskip("matplotlib")
+    for name, steps in (("a", 30), ("b", 4)):
+        (tmp_path / name).mkdir()
+        train = "".join(f"{i} train {9 - i / 9}\n" for i in range(steps))
+        (tmp_path / name / "log.txt").write_text(train + "0 val 9.1\n0 hella 0.25\n")
+    play.main(["plot", str(tmp_path / "a"), str(tmp_path / "b" / "log.txt"), f"--out={tmp_path / 'p.png'}", *flags])
+    assert size(tmp_path / "p.png") == (850, 400) and "wrote" in capsys.readouterr().out
+
+
+def test_the_reference_curves():
+    """The public runs of the README's table end where it says; this is what --reference draws."""
+    columns = play.read_reference()
+    assert columns["step"][-1] == 19072 and (columns["val_a"][-1], columns["val_b"][-1]) == (3.0663, 3.0717)
+    assert (columns["hella_a"][-1], columns["hella_b"][-1]) == (0.3058, 0.3074) and len(columns["step"]) == 78
+
+
+def test_tensorboard_gets_the_streams_of_the_log(train, tmp_path):
+    """--tensorboard: the same steps and values; without it nothing is written."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = train("log", "--tensorboard", "--max_steps=4", "--eval_every=2")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "log")).Reload()
+    assert set(events.Tags()["scalars"]) == log.keys()
+    for stream, values in log.items():
+        assert {e.step: pytest.approx(e.value, rel=1e-6) for e in events.Scalars(stream)} == values
+    train("plain")
+    assert not list((tmp_path / "plain").glob("events*"))
+
+
+def test_tensorboard_that_is_not_there(train, tmp_path, capsys, monkeypatch):
+    """One line before anything is written or moved."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit) as e:
+        train("log", "--tensorboard")
+    assert e.value.code == 2 and "pip install tensorboard" in capsys.readouterr().err
+    assert not (tmp_path / "log").exists()
 
 
 def test_info(checkpoint, capsys):
