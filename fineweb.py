@@ -304,17 +304,29 @@ def check_zip(path):
             raise ValueError(f"{damaged} is damaged")
 
 
-def check_weights(config, state):
-    """Raise ValueError unless the dict `state` has as many numbers as a GPT of this config: it may want terabytes."""
+def check_weights(config, state, source):
+    """End the program if a state dict holds what no model holds, or if a GPT of this config would be far larger."""
     import torch
     check_settings(config)
     for name, w in state.items():
         if type(w) is not torch.Tensor or w.layout != torch.strided or w.device.type != "cpu" or not w.is_contiguous():
-            raise ValueError(f"{name} is no plain tensor")
+            fail(f"{source} is not a usable model: {name} is no plain tensor")
+        if not torch.isfinite(w).all():
+            fail(f"{source} is not a usable model: {name} has numbers that are nan or infinite")
     C = config.n_embd  # a layer: 3 C^2 weights for q, k, v, 1 for c_proj, 8 in the MLP; 13 C biases and norms
     need = C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
-    if sum(w.numel() for w in state.values()) < need:
-        raise ValueError(f"its config is that of a model of {need} parameters, its weights are fewer")
+    if need > 2 * sum(w.numel() for w in state.values()) + 10**7:  # what is missing in a small one, load_weights names
+        fail(f"{source} is not a usable model: its config asks for {need} parameters, and they are not there")
+
+
+def load_weights(model, state, source):
+    """Copy a state dict into model; one line and exit code 2 if its names or shapes are not the model's."""
+    # code that saved a compiled or wrapped module left these prefixes in front of the names
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()}
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, AttributeError) as e:
+        fail(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
 
 
 def write_checkpoint(path, state, keep_last, t0, dt):
@@ -340,6 +352,8 @@ def restore(checkpoint, raw_model, optimizer, scaler, loader):
     """Give everything but the weights its state back -> the number of steps done, the last validation loss"""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
     try:
+        if missing := {name for name, _ in raw_model.named_parameters()} - checkpoint["optimizer"]["state"].keys():
+            raise ValueError(f"{len(missing)} parameters have no moments")
         set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"],
                                  options=StateDictOptions(full_state_dict=True))
         if checkpoint["scaler"]:  # empty, if the run had no float16 so far
@@ -502,7 +516,7 @@ class CharTokenizer:
         arrays = [self.ids[np.frombuffer(t.encode("utf-32-le", "surrogatepass"), dtype="<u4")] for t in texts]
         for text, ids in zip(texts, arrays, strict=True):
             if not ids.all():
-                fail(f"this character tokenizer has no {text[int(ids.argmin())]!a}: it knows the "
+                fail(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
                      f"{self.n_vocab - 1} characters it was made from", by="")
         return arrays
 

@@ -47,9 +47,6 @@ def load(name, device="cpu"):
         tokenizer = load_tokenizer(start["tokenizer"])
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
         fail(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
-    broken = [key for key, w in model.state_dict().items() if not w.isfinite().all()]
-    if broken:
-        fail(f"{name} holds NaN or infinity in {broken[0]}: its training had failed, try an older checkpoint")
     if tokenizer.n_vocab > model.config.vocab_size:
         fail(f"{name} knows {model.config.vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: they are no pair")
     return model.eval().to(device), tokenizer, start

@@ -42,9 +42,9 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import hellaswag
 from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
-                     fail, fail_not_finite, find_checkpoint, load_meta, merge_settings, open_log, parse_flags, progress,
-                     read_hugging_face, restore, saved_spec, tokenize_file, watch_norm, write_checkpoint,
-                     write_hugging_face)
+                     fail, fail_not_finite, find_checkpoint, load_meta, load_weights, merge_settings, open_log,
+                     parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file, watch_norm,
+                     write_checkpoint, write_hugging_face)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -213,6 +213,7 @@ class GPT(nn.Module):
     def from_pretrained(cls, name):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
         shape, weights = read_hugging_face(name)
+        check_weights(GPTConfig(*shape), weights, name)
         model = cls(GPTConfig(*shape))
         state = {re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key): w for key, w in conv1d(weights).items()
                  if not key.endswith((".attn.bias", ".attn.masked_bias"))}  # the causal mask, a constant
@@ -237,15 +238,6 @@ class GPT(nn.Module):
 def conv1d(state):
     """OpenAI's linear layers, called Conv1D, store (in, out), nn.Linear (out, in): a state dict in the other's form."""
     return {k: w.t() if k.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w for k, w in state.items()}
-
-def load_weights(model, state, source):
-    """Copy a state dict into model; one line and exit code 2 if its names or shapes are not the model's."""
-    # code that saved a compiled or wrapped module left these prefixes in front of the names
-    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()}
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, AttributeError) as e:
-        fail(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
 
 # ----------------------------------------------------------------------------------------------------
 # 2 the settings
@@ -564,7 +556,7 @@ def load_checkpoint(path):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         config = checkpoint["config"]
         config = GPTConfig(**(vars(config) if isinstance(config, GPTConfig) else config))
-        check_weights(config, checkpoint["model"])
+        check_weights(config, checkpoint["model"], path)
         if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
             raise ValueError("it holds something else than settings")
         return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
