@@ -1,6 +1,7 @@
 """Facts about large models: shares of the weights in each process, and the same steps, files and evals as without."""
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -79,3 +80,41 @@ def test_shares_within_machines_copies_between(train, tmp_path, text):
     out = [run.communicate(timeout=200)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], out
     assert_same_losses(one, read_log(tmp_path / "four"))
+
+
+SPY = """
+import os, resource, sys
+sys.path.insert(0, {root!r})
+import train_gpt2
+def spy(path, keep_last, dt, raw_model, optimizer, real=train_gpt2.save_checkpoint, **state):
+    local = lambda t: getattr(t, "to_local", lambda: t)()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = [t for p in parameters for t in (p, p.grad, *optimizer.state[p].values())]
+    size = sum(local(t).nbytes for t in tensors)
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before, done = peak(), real(path, keep_last, dt, raw_model, optimizer, **state)
+    sys.stdout.write(f"state {{size}} peak {{before}} saving {{peak()}} rank {{os.environ['RANK']}}\\n")
+    return done
+train_gpt2.save_checkpoint = spy
+train_gpt2.run(sys.argv[1:])
+"""
+
+
+def state_bytes(tmp_path, text, *flags):
+    """Bytes of weights, gradients and moments in each of two processes, peak memory before and after saving."""
+    (tmp_path / "spy.py").write_text(SPY.format(root=ROOT))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(tmp_path / "spy.py"), *TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}",
+               "--save_every=1", "--max_steps=1", *flags]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    return [[int(n) for n in m] for m in re.findall(r"state (\d+) peak (\d+) saving (\d+)", result.stdout)]
+
+
+def test_half_of_everything(tmp_path, text):
+    """16 bytes a parameter (weight, gradient, two moments) with copies; half of it with shares in two processes."""
+    shape = ("--n_embd=128", "--n_layer=4", "--save_every=1")
+    copies, shares = state_bytes(tmp_path, text, *shape), state_bytes(tmp_path, text, *shape, "--shard")
+    assert len(copies) == len(shares) == 2
+    assert all(0.49 < share[0] / copy[0] <= 0.55 for share, copy in zip(shares, copies, strict=True))
