@@ -1,14 +1,25 @@
 """
-Measures the parts of this project beside what a user would run instead, in turn (A B A B ...) in one process, and
-prints a table of medians and ratios. Compare ratios: the times depend on the machine, and on what else it does.
+Measures the parts of this project beside what a user would run instead, in turn (A B A B ...), in one process or each
+contender in a fresh one, and prints a table of medians and ratios. Compare ratios: the times depend on the machine, and
+on what else it does. 15 minutes on two quiet CPU cores, --quick 3.
 
     python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl] [--files docs.jsonl]
 
 Parts
+    step        a training step, 124M: tokens/s and peak memory, against the plain recipe and against transformers;
+                the share of it that its matrix products take; on CUDA also MFU, at B=64, T=1024
+    laptop      --preset=laptop: the time until the validation loss is 1.85
+    loader      next_batch on shards of 100M tokens: median call, worst call, private memory
+    ddp         two gloo processes against one, same batch, one thread each
+    import      importing train_gpt2 against importing torch
+    checkpoint  saving and loading 1.5 GB against torch.save and torch.load
+    attention   flash, memory-efficient and math kernels, forward and backward (CUDA only)
     hellaswag   items per second, 124M parameters: the batched eval against one item at a time with all logits
     fineweb     tokens per second, from .jsonl to shards, all workers, on 50 MB of --files (or of input.txt): against
                 plain tiktoken on one core, and against a pool of half the cores and one numpy array a document
     generate    tokens per second, 124M, 4 rows, 8 -> 256 tokens: against transformers, and without a cache
+
+The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default, the loss from all logits at once.
 """
 import argparse
 import contextlib
@@ -18,20 +29,32 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from unittest import mock
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import gpt2_tokenizer
+from fineweb import gpt2_tokenizer, tokenize_file
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+synchronize = torch.cuda.synchronize if DEVICE.type == "cuda" else lambda: None
+
+
+# ----------------------------------------------------------------------------------------------------
+# the frame: pairs in this process, pairs of fresh processes, the lines of the table
 
 def in_turn(runs, *functions):
     """Call the functions one after another, `runs` times, after one warm-up each -> the seconds of each."""
@@ -45,18 +68,351 @@ def in_turn(runs, *functions):
     return times
 
 
-def row(what, unit, amount, ours, theirs):
-    """A line of the table: rates (amount / seconds) as medians, their ratio pair by pair as median (min to max)."""
-    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    here, there = (amount / statistics.median(seconds) for seconds in (ours, theirs))
-    return (f"| {what} | {here:,.1f} {unit} | {there:,.1f} {unit} "
-            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+@contextlib.contextmanager
+def worker(kind, *words, env=None):
+    """
+    A fresh process of this file for one contender, so that it has a memory and settings of its own; it waits while the
+    others work. -> ask(), which has it do its work once, and ask("peak"), the most memory it has held, in GB.
+    """
+    command = [sys.executable, os.path.abspath(__file__), "--worker", kind, *map(str, words)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, **(env or {})}) as process:
+        def ask(word="work"):
+            process.stdin.write(f"{word}\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith("answer "):
+                    return float(line.split()[1])
+            raise SystemExit(f"the worker {kind} {words} has died")
+        yield ask
+        process.stdin.close()  # the end of its input is the end of its loop
+
+
+def serve(kind, *words):
+    """The other side of worker(): prepare, then work once for each line of stdin."""
+    work = WORKERS[kind](*words)
+    for line in sys.stdin:
+        answer = 0.0
+        if line.strip() == "work":
+            work()
+        else:  # ru_maxrss is in KB on Linux, in bytes on a Mac
+            rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            answer = (torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else rss) / 1e9
+        print(f"answer {answer}", flush=True)
+
+
+def line(what, here, against="", ratio="", aim=""):
+    return f"| {what} | {here} | {against} | {ratio} | {aim} |"
+
+
+def spread(ratios):
+    """Ratios pair by pair -> median (min to max), as text."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def row(what, unit, amount, ours, theirs, aim=""):
+    """A line of the table: rates (amount / seconds) as medians, and the ratio of each pair; above 1 we are faster."""
+    here, there = (f"{amount / statistics.median(seconds):,.1f} {unit}" for seconds in (ours, theirs))
+    return line(what, here, there, spread([b / a for a, b in zip(ours, theirs, strict=True)]), aim)
+
+
+# ----------------------------------------------------------------------------------------------------
+# step: a training step of 124M parameters
+
+def contender(name, B, T):
+    """
+    One training step as somebody would run it -> the function that does it. name: "ours" (compiled, in the dtype that
+    choose_dtype picks), "eager" or "float32" (ours without compiling; in float32), "plain" or "transformers".
+    """
+    B, T = int(B), int(T)
+    torch.manual_seed(1337)
+    mine = name in ("ours", "eager", "float32")
+    config = train_gpt2.TrainConfig(B=B, T=T, compile=name == "ours", dtype="float32" if name == "float32" else "auto")
+    dtype = train_gpt2.choose_dtype(config, DEVICE)[0] if mine else torch.bfloat16
+    autocast = torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32)
+    torch.set_float32_matmul_precision("high")
+    if mine:
+        raw_model = train_gpt2.GPT(train_gpt2.GPTConfig()).to(DEVICE)
+        model = train_gpt2.wrap_model(raw_model, config, DEVICE, autocast)
+        optimizer = raw_model.configure_optimizers(0.1, 6e-4)
+    else:
+        raw_model = model = (transformers_gpt2() if name == "transformers" else train_gpt2.GPT(train_gpt2.GPTConfig())
+                             ).to(DEVICE)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    loss_of = {"plain": lambda x, y: F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten()),
+               "transformers": lambda x, y: model(x, labels=x).loss}.get(name, lambda x, y: model(x, y)[1])
+    loader = train_gpt2.DataLoaderLite(tokenize_file(os.path.join(ROOT, "input.txt"), "gpt2")[1], B, T)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        x, y = (t.to(DEVICE) for t in loader.next_batch())
+        with autocast:
+            loss = loss_of(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
+        optimizer.step()
+        synchronize()
+    return step
+
+
+def transformers_gpt2():
+    """The same model from transformers, with the same number of rows and without dropout."""
+    import transformers
+    config = transformers.GPT2Config(vocab_size=50304, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
+    return transformers.GPT2LMHeadModel(config)
+
+
+@torch.no_grad()
+def products(B, T):
+    """
+    Nothing but the matrix products of that step, forward (y = x w) and backward (gx = gy w, gw = gy x), each shape as
+    often as in the step. In attention half of each product is asked for: no token looks ahead.
+    """
+    n, C, V = int(B) * int(T), 768, 50304
+    dtype = train_gpt2.choose_dtype(train_gpt2.TrainConfig(), DEVICE)[0]
+
+    def make(*shape):
+        return torch.randn(shape, device=DEVICE, dtype=dtype)
+    linear = [(times, make(n, K), make(N, K), make(n, N)) for times, K, N in
+              ((12, C, 3 * C), (12, C, C), (12, C, 4 * C), (12, 4 * C, C), (1, C, V))]
+    q, k, p = make(int(B) * 12, int(T) // 2, 64), make(int(B) * 12, int(T), 64), make(int(B) * 12, int(T) // 2, int(T))
+
+    def work():
+        for times, x, w, g in linear:
+            for _ in range(times):
+                x @ w.t(), g @ w, g.t() @ x
+        for _ in range(3 * 12):  # one forward, two backward; of both products, q k^T and p v
+            q @ k.transpose(1, 2), p @ k
+        synchronize()
+    return work
+
+
+def bench_step(args):
+    lines = []
+    for B, T, faster in (((64, 1024, ("", "")),) if DEVICE.type == "cuda" else
+                         ((4, 1024, ("1.25", "1.4")), (4, 32, ("1.5", "1.5")))):
+        names = ["ours", "eager", "plain", "transformers", "float32"]
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(worker("step", name, B, T)) for name in names[: 3 if args.quick else 4]]
+            *times, alone = in_turn(args.runs, *workers, stack.enter_context(worker("products", B, T)))
+            times, peaks = dict(zip(names, times, strict=False)), [ask("peak") for ask in workers]
+        what = f"step, 124M, B={B}, T={T}"
+        for other, aim in zip(("plain", "transformers"), faster, strict=True):
+            if other in times:
+                lines += [row(f"{what}, compiled, against {other}", "tok/s", B * T, times["ours"], times[other], aim),
+                          row(f"{what}, eager, against {other}", "tok/s", B * T, times["eager"], times[other])]
+        aim = "at most 0.7" if (B, T) == (4, 1024) else ""
+        lines += [line(f"peak memory of that, {name}, against plain", f"{peak:.2f} GB", f"{peaks[2]:.2f} GB",
+                       f"{peak / peaks[2]:.2f}", aim if name == "ours" else "")
+                  for name, peak in zip(names[:2], peaks, strict=False)]
+        lines.append(line("its matrix products alone, share of the compiled step", f"{statistics.median(alone):.3f} s",
+                          f"{statistics.median(times['ours']):.3f} s",
+                          spread([a / b for a, b in zip(alone, times["ours"], strict=True)]), "0.55"))
+        if not args.quick and DEVICE.type == "cpu":
+            with worker("step", "float32", B, T) as ours, worker("step", "plain", B, T) as plain:
+                full, plain = in_turn(1, ours, plain)
+            lines.append(row(f"{what}, eager in float32, against plain", "tok/s", B * T, full, plain))
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------
+# laptop, ddp, import: whole programs
+
+def train(log_dir, *flags, processes=1, env=None):
+    """Run train_gpt2.py in fresh processes -> its log as {stream: {step: value}}"""
+    start = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                                     f"--nproc_per_node={processes}"]
+    with open(os.devnull, "w") as nowhere:
+        subprocess.run([*start, "train_gpt2.py", f"--log_dir={log_dir}", "--save_every=0", *flags], cwd=ROOT,
+                       check=True, stdout=nowhere, env={**os.environ, **(env or {})})
+    log = {}
+    with open(os.path.join(log_dir, "log.txt"), encoding="utf-8") as f:
+        for step, stream, value in map(str.split, f):
+            log.setdefault(stream, {})[int(step)] = float(value)
+    return log
+
+
+def bench_laptop(args):
+    flags = ["--preset=laptop", "--device=cpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        if args.quick:  # not the whole of it: what its steps take
+            dt = train(folder, *flags, "--max_steps=200", "--eval_every=0", "--val_tokens=65")["dt"]
+            ms, steps = statistics.median(dt.values()), train_gpt2.PRESETS["laptop"]["max_steps"]
+            return [line(f"laptop preset: all {steps} steps, from the median of 200", f"{ms * steps / 1000:.0f} s")]
+        log = train(folder, *flags, "--eval_every=100")
+    there = next((step for step, val in log["val"].items() if val <= 1.85), None)
+    if there is None:
+        return [line("laptop preset: never at validation loss 1.85", f"{min(log['val'].values())}", aim="150 s")]
+    seconds = sum(dt for step, dt in log["dt"].items() if step < there) / 1000
+    what = f"laptop preset: training time to validation loss 1.85 (step {there})"
+    return [line(what, f"{seconds:.0f} s", aim="150 s")]
+
+
+def bench_ddp(args):
+    """The efficiency of two: the time of one process over twice the time that two take for the same tokens."""
+    lines = []
+    sizes = {"laptop preset": ["--preset=laptop", "--max_steps=60", "--eval_every=0", "--val_tokens=65"],
+             "124M, 4 rows of 1,024": ["--preset=debug", "--T=1024", "--total_batch_size=4096", "--max_steps=3"]}
+    for what, flags in list(sizes.items())[: 1 if args.quick else 2]:
+        seconds = {1: [], 2: []}
+        for _ in range(2):
+            for n, mine in seconds.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    rows = [] if "laptop" in what else [f"--B={4 // n}"]
+                    log = train(folder, *flags, "--device=cpu", *rows, processes=n, env={"OMP_NUM_THREADS": "1"})
+                mine.append(statistics.median(list(log["dt"].values())[1:]) / 1000)
+        ratios = [one / two / 2 for one, two in zip(seconds[1], seconds[2], strict=True)]
+        here, there = (f"{statistics.median(seconds[n]) * 1000:,.0f} ms" for n in (2, 1))
+        lines.append(line(f"step of two gloo processes against one, {what}: efficiency", here, there, spread(ratios),
+                          "0.85" if "124M" in what else ""))
+    return lines
+
+
+def bench_import(args):
+    def importing(name):
+        subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, check=True)
+    ours, torchs = in_turn(3 if args.quick else 9, lambda: importing("train_gpt2"), lambda: importing("torch"))
+    here, there = (f"{statistics.median(seconds):.2f} s" for seconds in (ours, torchs))
+    return [line("importing train_gpt2, against importing torch", here, there,
+                 spread([a / b for a, b in zip(ours, torchs, strict=True)]), "at most 1.2")]
+
+
+# ----------------------------------------------------------------------------------------------------
+# loader, checkpoint, attention
+
+class PlainLoader:
+    """What the original does: a shard is loaded as a whole, and becomes int64 as a whole."""
+
+    def __init__(self, paths, B, T):
+        self.paths, self.B, self.T, self.current, self.at = paths, B, T, 0, 0
+        self.tokens = self.load(paths[0])
+
+    def load(self, path):
+        return torch.tensor(np.load(path).astype(np.int32), dtype=torch.long)
+
+    def next_batch(self):
+        n = self.B * self.T
+        buf = self.tokens[self.at : self.at + n + 1]
+        self.at += n
+        if self.at + n + 1 > len(self.tokens):
+            self.current, self.at = (self.current + 1) % len(self.paths), 0
+            self.tokens = self.load(self.paths[self.current])
+        return buf[:-1].view(self.B, self.T), buf[1:].view(self.B, self.T)
+
+
+def bench_loader(args):
+    """Both read on past the end of a shard, 64 rows of 1,024 at a time, in turn."""
+    size, B, T = (10_000_000 if args.quick else 100_000_000), 64, 1024
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, f"a_train_{i}.npy") for i in range(2)]
+        for i, path in enumerate(paths):
+            np.save(path, np.random.default_rng(i).integers(0, 50257, size, dtype=np.uint16))
+        before = private_memory()
+        ours = train_gpt2.DataLoaderLite([train_gpt2.load_tokens(path) for path in paths], B, T, n_vocab=50257)
+        first = [timed(ours.next_batch) for _ in range(size // (B * T) - 2)]
+        across = [timed(ours.next_batch) for _ in range(4)]
+        grown = private_memory() - before
+        del ours
+        plain = PlainLoader(paths, B, T)
+        theirs = [timed(plain.next_batch) for _ in range(size // (B * T) + 2)]
+        plain_grown = private_memory() - before
+
+    def ms(seconds):
+        return f"{seconds * 1000:.2f} ms"
+    return [line("next_batch, 64 x 1,024: median call, against loading whole shards", ms(statistics.median(first)),
+                 ms(statistics.median(theirs)), aim="< 1 ms"),
+            line("worst call of all", ms(max(first + across)), ms(max(theirs)), aim=""),
+            line("worst call at a shard's end", ms(max(across)), ms(max(theirs)), aim="< 20 ms"),
+            line("growth of private memory", f"{grown / 1e6:.0f} MB", f"{plain_grown / 1e6:.0f} MB", aim="< 50 MB")]
+
+
+def timed(function):
+    t0 = time.perf_counter()
+    function()
+    return time.perf_counter() - t0
+
+
+def private_memory():
+    """Bytes that are this process's own, the file cache not counted; 0 where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as f:
+        return next((int(text.split()[1]) * 1024 for text in f if text.startswith("RssAnon")), 0)
+    return 0
+
+
+def bench_checkpoint(args):
+    """Loading counts until every weight has been read. The check of all checksums is ours alone: not counted, shown."""
+    model = train_gpt2.GPT(train_gpt2.GPTConfig(n_layer=2 if args.quick else 12))
+    optimizer = model.configure_optimizers(0.1, 6e-4)
+    x = torch.zeros(1, 8, dtype=torch.long)
+    model(x, x)[1].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = (os.path.join(folder, name) for name in ("model_1.pt", "theirs.pt"))
+
+        def save(flush):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(theirs)  # a new file, as ours is: writing over an old one's pages would be cheaper
+            with open(theirs, "wb") as f:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
+                f.flush()
+                if flush:
+                    os.fsync(f.fileno())
+
+        def read(state):
+            return sum(read(v) if isinstance(v, dict) else float(v.sum()) if torch.is_tensor(v) else 0
+                       for v in state.values())
+        config = {"config": vars(model.config), "step": 1}
+        with contextlib.redirect_stdout(io.StringIO()):
+            saves = in_turn(args.runs, lambda: train_gpt2.save_checkpoint(ours, 2, model, optimizer, **config),
+                            lambda: save(True), lambda: save(False))
+        with mock.patch.object(zipfile.ZipFile, "testzip", lambda self: None):
+            loads = in_turn(args.runs, lambda: read(train_gpt2.load_checkpoint(ours)),
+                            lambda: read(torch.load(theirs, weights_only=True)))
+        crc, _ = in_turn(2, lambda: zipfile.ZipFile(ours).testzip(), lambda: None)
+        gb = os.path.getsize(ours) / 1e9
+
+    def compare(what, ours, theirs, aim=""):
+        here, there = (f"{statistics.median(seconds):.2f} s" for seconds in (ours, theirs))
+        return line(what, here, there, spread([a / b for a, b in zip(ours, theirs, strict=True)]), aim)
+    aim = "at most 1.3"
+    return [compare(f"save a checkpoint of {gb:.2f} GB, against torch.save and a flush to disk", *saves[:2], aim),
+            compare("the same, against torch.save, which does not wait for the disk", saves[0], saves[2], aim),
+            compare("load it, against torch.load", *loads, aim),
+            line("the check of its checksums, which torch.load lacks", f"{statistics.median(crc):.2f} s")]
+
+
+def bench_attention(args):
+    """Causal attention of 64 rows of 1,024 tokens, 12 heads of 64, forward and backward, by each kernel."""
+    if DEVICE.type != "cuda":
+        return [line("attention kernels", "n/a: no CUDA here")]
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    q, k, v = (torch.randn(64, 12, 1024, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+
+    def attend():
+        F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
+        synchronize()
+    lines = []
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                torch.cuda.reset_peak_memory_stats()
+                (seconds,) = in_turn(args.runs, attend)
+        except RuntimeError as e:  # not on this card
+            lines.append(line(f"attention, {name}", f"n/a: {str(e).splitlines()[0][:60]}"))
+            continue
+        peak = torch.cuda.max_memory_allocated() / 1e9
+        lines.append(line(f"attention, {name}", f"{statistics.median(seconds) * 1000:.2f} ms", f"{peak:.2f} GB"))
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------
+# hellaswag
 
 
 def made_up_items(n):
     """Items as long as HellaSwag's: contexts of about 50 tokens, endings of about 20, from the plays in input.txt."""
-    path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "input.txt")
-    with open(path, encoding="utf-8") as f:
+    with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
         words = f.read(200_000).split()
     generator = torch.Generator().manual_seed(0)
 
@@ -83,10 +439,9 @@ def bench_hellaswag(args):
     n = 12 if args.quick else 60
     examples = list(hellaswag.read_examples(args.hellaswag))[:n] if args.hellaswag else made_up_items(n)
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = train_gpt2.GPT(train_gpt2.GPTConfig()).eval().to(device)
+    model = train_gpt2.GPT(train_gpt2.GPTConfig()).eval().to(DEVICE)
     items = [hellaswag.tokenize_example(e) for e in examples]
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16)
+    autocast = torch.autocast(DEVICE.type, dtype=torch.bfloat16)
     ours, plain = in_turn(args.runs, lambda: hellaswag.evaluate(model, items, autocast),
                           lambda: plain_hellaswag(model, examples, autocast))
     return [row("HellaSwag, 124M, bfloat16, against one item at a time", "items/s", n, ours, plain)]
@@ -162,10 +517,30 @@ def bench_generate(args):
             row("the same, against recomputing the prefix", "tokens/s", 4 * new, ours, [8 * t for t in plain])]
 
 
-PARTS = {"hellaswag": bench_hellaswag, "fineweb": bench_fineweb, "generate": bench_generate}
+PARTS = {
+    "step": bench_step,
+    "laptop": bench_laptop,
+    "loader": bench_loader,
+    "ddp": bench_ddp,
+    "import": bench_import,
+    "checkpoint": bench_checkpoint,
+    "attention": bench_attention,
+    "hellaswag": bench_hellaswag,
+    "fineweb": bench_fineweb,
+    "generate": bench_generate,
+}
+WORKERS = {"step": contender, "products": products}
+
+
+def cpu_name():
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
+        return next((text.split(": ")[1].strip() for text in f if text.startswith("model name")), platform.machine())
+    return platform.machine()
 
 
 def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return serve(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="all of them if none is named")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller runs")
@@ -176,8 +551,10 @@ def main():
     if set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(set(args.parts) - PARTS.keys())}; there are {', '.join(PARTS)}")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"{platform.machine()}, {card}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
-          f"{time.strftime('%Y-%m-%d')}\n\n| what | here | against | ratio (min to max) |\n|---|---|---|---|")
+    dtype, reason = train_gpt2.choose_dtype(train_gpt2.TrainConfig(), DEVICE)
+    print(f"{cpu_name()}, {card}, Python {platform.python_version()}, PyTorch {torch.__version__}, {str(dtype)[6:]} "
+          f"({reason}), {time.strftime('%Y-%m-%d')}\n\n"
+          "| what | here | against | ratio (min to max) | to reach |\n|---|---|---|---|---|", flush=True)
     for part in args.parts or PARTS:
         print("\n".join(PARTS[part](args)), flush=True)
 
