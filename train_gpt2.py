@@ -156,8 +156,8 @@ class GPT(nn.Module):
         """
         idx (B, T) token ids, T <= block_size; targets (B, T), the token that comes next at each position, or None.
         -> logits (B, T, V), and the mean cross-entropy in nats per token (None without targets).
-        For HellaSwag: wanted (n,), the only ones of the B*T positions to make logits (n, V) for; pos (B, T), where each
-        token stands in its text; mask (B, 1, T, T), true where row may look at column.
+        wanted (n,): the only ones of the B*T positions to make logits (n, V) for; with targets: (), the loss alone.
+        For HellaSwag: pos (B, T), where a token stands in its text; mask (B, 1, T, T), true where row may see column.
         For stream: cache, the keys and values of the cache.n tokens before idx, to which those of idx are added.
         """
         T, n = idx.size(1), cache.n if cache else 0
@@ -170,14 +170,18 @@ class GPT(nn.Module):
             x = block(x, mask, cache)
         if cache:
             cache.n += T
-        x = self.transformer.ln_f(x if wanted is None else x.flatten(0, 1)[wanted])  # (B, T, C), or (n, C)
-        # for the few rows of stream this order takes half the time (float32, n = 4, one core of a Xeon, 2026-11-22)
-        logits = self.lm_head(x) if cache is None else (self.lm_head.weight @ x.mT).mT  # (B, T, V), or (n, V)
-        loss = None
-        if targets is not None:
+        if targets is None:
+            x = self.transformer.ln_f(x if wanted is None else x.flatten(0, 1)[wanted])  # (B, T, C), or (n, C)
+            # for the few rows of stream the other order takes half the time (float32, n = 4, AMD EPYC, 2026-11-22)
+            return self.lm_head(x) if cache is None else (self.lm_head.weight @ x.mT).mT, None  # (B, T, V), or (n, V)
+        x = self.transformer.ln_f(x)
+        # all logits at once are the largest tensor of a step: where nobody wants them, pieces of n tokens
+        n, loss = idx.numel() if wanted is None else max(512, idx.numel() // 8), 0.0
+        for a, b in zip(x.flatten(0, 1).split(n), targets.flatten().split(n), strict=True):
+            logits = self.lm_head(a)  # (n, V)
             # in float32 also where logits are not: bfloat16 has three digits, a late step gains in the sixth
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())  # (B*T, V), (B*T,) -> ()
-        return logits, loss
+            loss = loss + F.cross_entropy(logits.float(), b, reduction="sum") / idx.numel()
+        return logits.unflatten(0, idx.shape) if wanted is None else None, loss
 
     @torch.no_grad()
     def stream(self, idx, n_vocab=None, temperature=1.0, top_k=50, top_p=1.0, generator=None):
@@ -468,7 +472,7 @@ def wrap_model(raw_model, config, device, autocast):
         x, y = torch.zeros(2, config.B, config.T, dtype=torch.long, device=device)
         try:
             with autocast:
-                model(x, y)[1].backward()
+                model(x, y, ())[1].backward()
         except RuntimeError as e:  # Dynamo's and Inductor's: no C++ compiler, no Triton, an operation they lack
             if isinstance(e, torch.OutOfMemoryError):
                 raise
@@ -503,7 +507,7 @@ def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast, signals):
                           lambda: end_if_stopped(signals)):
         buf = torch.stack([loader.read(row * T, T + 1) for row in batch or [0]]).to(device)  # (B, T+1)
         with autocast:
-            _, loss = raw_model(buf[:, :-1], buf[:, 1:])
+            _, loss = raw_model(buf[:, :-1], buf[:, 1:], ())
         loss_sum += loss * len(batch)  # stays on the device: .item() would wait for the GPU
     raw_model.train()
     return all_reduce(loss_sum)[0] / num_rows
@@ -675,7 +679,7 @@ def main(gpt_config, config, typed):
             # before the forward, which prepares for it: set after it, the model trains too, but much worse, silently
             model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
             with autocast:
-                _, loss = model(x, y)
+                _, loss = model(x, y, ())  # (): no logits
             # backward adds to the gradients: divided here, the sum over the micro steps is the mean over the batch
             loss = loss / grad_accum_steps
             loss_accum += loss.detach()

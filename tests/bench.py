@@ -140,7 +140,7 @@ def contender(name, B, T):
                              ).to(DEVICE)
         optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
     loss_of = {"plain": lambda x, y: F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten()),
-               "transformers": lambda x, y: model(x, labels=x).loss}.get(name, lambda x, y: model(x, y)[1])
+               "transformers": lambda x, y: model(x, labels=x).loss}.get(name, lambda x, y: model(x, y, ())[1])
     loader = train_gpt2.DataLoaderLite(tokenize_file(os.path.join(ROOT, "input.txt"), "gpt2")[1], B, T)
 
     def step():
@@ -351,13 +351,12 @@ def bench_checkpoint(args):
         ours, theirs = (os.path.join(folder, name) for name in ("model_1.pt", "theirs.pt"))
 
         def save(flush):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(theirs)  # a new file, as ours is: writing over an old one's pages would be cheaper
-            with open(theirs, "wb") as f:
+            with open(f"{theirs}.new", "wb") as f:  # beside the old one, as ours: over its pages would be cheaper
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
                 f.flush()
                 if flush:
                     os.fsync(f.fileno())
+            os.replace(f"{theirs}.new", theirs)
 
         def read(state):
             return sum(read(v) if isinstance(v, dict) else float(v.sum()) if torch.is_tensor(v) else 0
