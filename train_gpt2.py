@@ -42,8 +42,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import hellaswag
 from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
-                     fail, fail_not_finite, find_checkpoint, load_meta, load_weights, merge_settings, open_log,
-                     parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file, watch_norm,
+                     fail, fail_not_finite, find_checkpoint, keep_freed_memory, load_meta, load_weights, merge_settings,
+                     open_log, parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file, watch_norm,
                      write_checkpoint, write_hugging_face)
 
 # ----------------------------------------------------------------------------------------------------
@@ -610,6 +610,7 @@ def main(gpt_config, config, typed):
     dtype, reason = choose_dtype(config, device)
     # autocast: matmuls in dtype; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     config.B, grad_accum_steps = choose_batch(config, typed, num_processes)

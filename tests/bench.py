@@ -46,7 +46,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import gpt2_tokenizer, tokenize_file
+from fineweb import gpt2_tokenizer, keep_freed_memory, tokenize_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,6 +132,7 @@ def contender(name, B, T):
     autocast = torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.set_float32_matmul_precision("high")
     if mine:
+        keep_freed_memory()
         raw_model = train_gpt2.GPT(train_gpt2.GPTConfig()).to(DEVICE)
         model = train_gpt2.wrap_model(raw_model, config, DEVICE, autocast)
         optimizer = raw_model.configure_optimizers(0.1, 6e-4)
