@@ -205,6 +205,36 @@ def progress(batches, what, flags, before_each=lambda: None):
 
 
 # ----------------------------------------------------------------------------------------------------
+# how much of a GPU's peak is used
+
+PEAKS = {  # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice as large)
+    "V100-SXM2": 125, "T4": 65, "A10": 125, "A100": 312, "L4": 121, "L40S": 362, "RTX 3090": 71, "RTX 4090": 165,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "B200": 2250,
+}
+
+
+def flops_per_token(model, T):
+    """
+    Forward and backward of one token (Chowdhery et al. 2022, appendix B): 6 for each weight but wpe's, which is not
+    multiplied with, and attention to T tokens, the causal half not taken off. 8.55e8 for 124M at T = 1024.
+    """
+    n = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
+    return 6 * n + 12 * model.config.n_layer * model.config.n_embd * T
+
+
+def mfu(card, model, T, tokens_per_second):
+    """
+    What share of the card's peak the model's own arithmetic is -> " | mfu 41.2%"; "" for a card that is not in PEAKS.
+    card: as torch.cuda.get_device_name calls it, "NVIDIA H100 80GB HBM3".
+    """
+    # a Ti, a laptop's chip or a slice of a card has the name of the card, and another peak
+    names = [name for name in PEAKS if re.search(rf"\b{name}\b(?!.*\b(Ti|D|SUPER|Laptop|Max-Q|MIG)\b)", card)]
+    if not names:
+        return ""
+    return f" | mfu {100 * flops_per_token(model, T) * tokens_per_second / PEAKS[max(names, key=len)] / 1e12:.1f}%"
+
+
+# ----------------------------------------------------------------------------------------------------
 # a run: its log, its checkpoints, what can happen to it
 
 def tensorboard_writer():

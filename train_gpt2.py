@@ -43,8 +43,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 import hellaswag
 from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
                      fail, fail_not_finite, find_checkpoint, keep_freed_memory, load_meta, load_weights, merge_settings,
-                     open_log, parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file, watch_norm,
-                     write_checkpoint, write_hugging_face)
+                     mfu, open_log, parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file,
+                     watch_norm, write_checkpoint, write_hugging_face)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -612,6 +612,7 @@ def main(gpt_config, config, typed):
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     config.B, grad_accum_steps = choose_batch(config, typed, num_processes)
     print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
@@ -699,7 +700,8 @@ def main(gpt_config, config, typed):
         norm = getattr(norm, "full_tensor", lambda norm=norm: norm)().item()  # sharded: each process has a part of it
         loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
-               f"tok/sec: {config.total_batch_size / dt:.2f}")
+               f"tok/sec: {config.total_batch_size / dt:.2f}"
+               + mfu(card, raw_model, config.T, config.total_batch_size / dt / num_processes))
         write_log(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
         if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):  # with a scaler: a step that it has skipped
             shard, offset = train_loader.locate(train_loader.position - config.total_batch_size)

@@ -46,7 +46,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import gpt2_tokenizer, keep_freed_memory, tokenize_file
+from fineweb import gpt2_tokenizer, keep_freed_memory, mfu, tokenize_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,7 +209,11 @@ def bench_step(args):
         lines.append(line("its matrix products alone, share of the compiled step", f"{statistics.median(alone):.3f} s",
                           f"{statistics.median(times['ours']):.3f} s",
                           spread([a / b for a, b in zip(alone, times["ours"], strict=True)]), "0.55"))
-        if not args.quick and DEVICE.type == "cpu":
+        if DEVICE.type == "cuda":
+            model, card = train_gpt2.GPT(train_gpt2.GPTConfig()), torch.cuda.get_device_name()
+            shares = {name: mfu(card, model, T, B * T / statistics.median(times[name])) for name in ("ours", "plain")}
+            lines.append(line("MFU of the compiled step, against plain", *(s[7:] or "n/a" for s in shares.values())))
+        elif not args.quick:
             with worker("step", "float32", B, T) as ours, worker("step", "plain", B, T) as plain:
                 full, plain = in_turn(1, ours, plain)
             lines.append(row(f"{what}, eager in float32, against plain", "tok/s", B * T, full, plain))

@@ -6,7 +6,9 @@ import contextlib
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import fineweb
 import train_gpt2
 from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
 
@@ -133,4 +135,51 @@ def test_the_whole_program_on_a_pretended_gpu(cuda, train, monkeypatch, capsys):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     log = train("log", "--device=cuda", "--dtype=auto", "--eval_every=5", "--save_every=5")
     assert log["train"][9] < log["train"][0] and calls.count(("synchronize",)) == 10
-    assert "cuda, bfloat16 (native at compute capability 9.0)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "cuda, bfloat16 (native at compute capability 9.0)" in out and "mfu" not in out, "an unknown card"
+
+
+@pytest.mark.parametrize("card, peak", [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312), ("Tesla T4", 65),
+    ("Tesla V100-SXM2-16GB", 125), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA L4", 121), ("NVIDIA L40S", 362),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA A10G", None),
+    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("Pretended GPU", None), ("", None)])
+def test_the_share_of_a_cards_peak(card, peak):
+    """124M at T = 1024 takes 8.55e8 FLOPs a token, for 100,000 tokens/s 8.6% of an H100. Unknown cards show nothing."""
+    with torch.device("meta"):  # shapes without weights
+        model = train_gpt2.GPT(train_gpt2.GPTConfig(vocab_size=50257))
+    flops = fineweb.flops_per_token(model, 1024)
+    assert flops == pytest.approx(8.55e8, rel=1e-3)
+    expected = f" | mfu {100 * flops * 100_000 / (peak * 1e12):.1f}%" if peak else ""
+    assert fineweb.mfu(card, model, 1024, 100_000) == expected
+
+
+class Waits(TorchDispatchMode):
+    """Notes in `calls` each time that a tensor's value is asked for: on a GPU the program would wait for it."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.calls.append("waits")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_gpu_once(train, monkeypatch):
+    """
+    Nothing in THE STEP asks for a number before its end, in any of its micro steps, so the GPU always has work queued.
+    The step begins with its seed; after scaler.update() comes `synchronize`, and then the loss and norm are printed.
+    """
+    calls = []
+    manual_seed, update = torch.manual_seed, torch.amp.GradScaler.update
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: calls.append("begins") or manual_seed(seed))
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda scaler: calls.append("ends") or update(scaler))
+    with Waits(calls):
+        train("log", "--max_steps=3", "--val_tokens=100")
+    ends = [i for i, call in enumerate(calls) if call == "ends"]
+    assert len(ends) == 3
+    for i in ends:
+        assert calls[i - 1] == "begins", "a value was asked for in the midst of the step"
+        assert calls[i + 1] == "waits", "printing the loss asks for its value: waiting is seen here"
