@@ -179,7 +179,7 @@ def choose_batch(config, typed, num_processes):
 def keep_freed_memory():
     """
     Ask the C library to keep up to 2 GB of freed memory in pieces below 32 MB. Each step frees its gradients; given
-    back, they come again page by page, zeroed by the kernel: a third of a small step's time. Only glibc can be asked.
+    back, they come again page by page, zeroed by the kernel: a fifth of a small step's time. Only glibc can be asked.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):

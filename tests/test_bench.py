@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="a setting of glibc's")
 def test_freed_memory_is_kept():
-    """The same 160 MB again: 39,000 pages of 4 KB that the kernel would have to zero once more, unless they are kept."""
+    """The same 160 MB again: 39,000 pages of 4 KB that the kernel would have to zero once more, or that are kept."""
     given_back, kept = (int(subprocess.run([sys.executable, "-c", FAULTS, word], cwd=ROOT, check=True, text=True,
                                            capture_output=True).stdout) for word in ("give", "keep"))
     assert kept < 1000 < given_back
