@@ -29,8 +29,8 @@ What a profile of it said (torch.profiler; B=4, T=1024, two busy cores of an AMD
      5%  log-softmax, besides its copies                                    the loss in pieces: 0.77 of the memory
      7%  GELU, layer norms, zero-filled gradients                           compiling fuses them
 and at T=32, besides: a fifth to a quarter went into pages that the kernel zeroes anew (fineweb.keep_freed_memory).
-Tried and left out (of the time before): huge pages (THP_MEM_ALLOC_ENABLE=1) 1.14, checkpointing the head 1.25, gradients
-of the loss made in its forward 0.97 for 20 lines, F.linear_cross_entropy with pieces of 256 tokens 1.6.
+Tried and left out (times the time before): huge pages (THP_MEM_ALLOC_ENABLE=1) 1.14, the head checkpointed 1.25, its
+gradients made in its forward 0.97 for 20 lines (compiled), F.linear_cross_entropy with pieces of 256 tokens 1.6.
 """
 import argparse
 import contextlib
