@@ -27,6 +27,7 @@ from which load_tokenizer makes it again: that is what a checkpoint keeps).
 import argparse
 import base64
 import contextlib
+import csv
 import ctypes
 import errno
 import functools
@@ -347,6 +348,26 @@ def check_zip(path):
             raise ValueError(f"{damaged} is damaged")
 
 
+def read_checkpoint(path, GPTConfig):
+    """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
+    import torch
+    try:
+        check_zip(path)  # torch.load itself would take a flipped bit for a weight
+        # weights_only: data, never the code that a pickle can carry. The original saved its config as an object of its
+        # class __main__.GPTConfig: this one name is let through, and means ours
+        with torch.serialization.safe_globals([(GPTConfig, "__main__.GPTConfig")]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        config = checkpoint["config"]
+        config = GPTConfig(**(vars(config) if isinstance(config, GPTConfig) else config))
+        check_weights(config, checkpoint["model"], path)
+        if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
+            raise ValueError("it holds something else than settings")
+        return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
+                "config": asdict(config)}
+    except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
+        fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+
+
 def check_weights(config, state, source):
     """End the program if a state dict holds what no model holds, or if a GPT of this config would be far larger."""
     import torch
@@ -392,7 +413,9 @@ def write_checkpoint(path, state, keep_last, t0, dt):
 
 
 def restore(checkpoint, raw_model, optimizer, scaler, loader):
-    """Give everything but the weights its state back -> the number of steps done, the last validation loss"""
+    """Give everything but the weights its state back -> the number of steps done, the last validation loss, if any."""
+    if not checkpoint:
+        return 0, None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
     try:
         if missing := {name for name, _ in raw_model.named_parameters()} - checkpoint["optimizer"]["state"].keys():
@@ -408,28 +431,68 @@ def restore(checkpoint, raw_model, optimizer, scaler, loader):
 
 
 def explain(e, config):
-    """End the program with a line over a RuntimeError that is no fault of it; return over any other."""
+    """End the program with a line over a RuntimeError that is no fault of it; raise any other again."""
     from torch.distributed import DistError
     if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
         # nothing is tried for you, who may not be looking
         fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
     if isinstance(e, DistError) or "gloo" in str(e):
         print(f"lost another process: {str(e)[:200]}", file=sys.stderr, flush=True)
-        raise SystemExit(1)
+        raise SystemExit(1) from None
+    raise e
 
 
-def fail_not_finite(step, loss, norm, shard, offset, config):
-    """End a run whose loss or gradient is nan or infinite: it would never recover."""
-    fail(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from {shard} offset "
-         f"{offset} on. Last good checkpoint: {(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto "
-         "with a smaller --max_lr")
-
-
-def watch_norm(step, norm, recent):
-    """Report a gradient far longer than the last hundred, the list `recent` -> the last hundred, this one too"""
+def check_numbers(step, loss, norm, recent, scaler, loader, config):
+    """
+    End a run whose loss or gradient is nan or infinite: it would never recover. Report a gradient far longer than the
+    last hundred, which the list `recent` holds.
+    """
+    # where gradients overflow float16 the scaler skips the step and takes a smaller scale: that is no fault
+    if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
+        shard, offset = loader.locate(loader.position - config.total_batch_size)
+        fail(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from "
+             f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last good checkpoint: "
+             f"{(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller --max_lr")
     if len(recent) == 100 and norm > 4 * max(recent) and os.environ.get("RANK", "0") == "0":
         print(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before", flush=True)
-    return [*recent, norm][-100:]
+    recent[:] = [*recent, norm][-100:]
+
+
+def time_left(seconds, done, to_do):
+    """What the steps to do will take, if they take as long as those that are done -> text"""
+    return f"{seconds / done * to_do / 60:.1f} min left" if done else "time left: known after some steps"
+
+
+SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
+
+
+def compare_to_reference(step, val_loss, gpt_config, config):
+    """
+    What the public runs of the original recipe had at this step, and whether we are near -> text; "" where this is
+    another recipe, or other data than FineWeb-Edu sample-10BT.
+    """
+    recipe = {"block_size": 1024, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0,
+              "total_batch_size": 524288, "T": 1024, "max_steps": 19073, "max_lr": 6e-4, "min_lr": 6e-5,
+              "warmup_steps": 715, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "init_from": ""}
+    if any({**asdict(config), **asdict(gpt_config)}[name] != value for name, value in recipe.items()):
+        return ""
+    try:
+        path = os.path.join(config.data_root, "meta.json")
+        if os.path.exists(path):
+            source = read_meta(path)["settings"]["source"]
+        else:  # the original's fineweb.py left no meta.json
+            source = {"edu_fineweb10B": SAMPLE_10BT}.get(os.path.basename(os.path.normpath(config.data_root)))
+        with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
+            rows = {row["step"]: row for row in csv.DictReader(line for line in f if not line.startswith("#"))}
+        row = rows[str(step)]
+    except (OSError, KeyError):
+        return ""
+    if source != SAMPLE_10BT:
+        return ""
+    expected = (float(row["val_a"]) + float(row["val_b"])) / 2
+    band = 0.05 if step < 1000 else 0.03 if step < 3000 else 0.02
+    inside = "in the band" if abs(val_loss - expected) <= band else "OUTSIDE the band"
+    return f" | reference {expected:.4f} +- {band}: {inside}"
 
 
 def catch_signals(catch=True):

@@ -104,6 +104,17 @@ def prepare(data_dir=DATA_DIR):
             print(f"warning: no HellaSwag in this run: {first}; second source: {type(second).__name__}", flush=True)
 
 
+def prepare_for(tokenizer):
+    """See to it that the items are there, on each machine, and say whether a model with this tokenizer can be asked."""
+    if tokenizer.spec["name"] != "gpt2":
+        if os.environ.get("RANK", "0") == "0":
+            print("no HellaSwag: its items are tokenized with GPT-2's tokenizer", flush=True)
+        return False
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        prepare()
+    return True
+
+
 def download_from_hub(data_dir=DATA_DIR):
     """The validation items from Hugging Face's copy, Rowan/hellaswag, into hellaswag_val_hub.jsonl. Or an exception."""
     # ask first whether it can be reached: the library would try six times, for half a minute

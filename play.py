@@ -6,6 +6,7 @@ What you do with a trained model: let it write, talk with it, look at its run, h
     python play.py plot log log2 --out=log.png --reference        # the losses of runs, beside those of public runs
     python play.py export MODEL DIR                               # for transformers' from_pretrained(DIR), and ours
     python play.py info MODEL                                     # sizes, step, losses, settings
+    python play.py estimate                                       # what fits on which card: a table, computed
 
 MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt's), a directory with a GPT-2 in Hugging
 Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes with it.
@@ -15,7 +16,7 @@ Contents
     2 writing                      sample, pieces, chat
     3 a picture of a run           read_log, read_reference, plot
     4 handing it on                export, hugging_face_tokenizer
-    5 what is in it                info
+    5 what is in it, what it needs info, memory, estimate
 """
 import argparse
 import contextlib
@@ -30,7 +31,7 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import ASSETS, atomic_write, fail, load_tokenizer
+from fineweb import ASSETS, SHAPE, atomic_write, fail, load_tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ def load(name, device="cpu"):
     return model.eval().to(device), tokenizer, start
 
 
+CARDS = (8, 16, 24, 40, 80)  # GB of the cards that memory is computed for
 SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")  # what one can change while talking
 
 
@@ -414,15 +416,95 @@ def info(args):
             print(f"{key}: " + " ".join(f"{name}={value}" for name, value in start[key].items()))
 
 
+def memory(gpt_config, config, n):
+    """
+    What training needs on each of n GPUs, in 16 bits -> {what: (bytes, the arithmetic as text)}. The activations are
+    those that autograd keeps (counted with saved_tensors_hooks, see the tests); what the kernels borrow for a moment,
+    CUDA itself and fragmentation are an allowance.
+    """
+    V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
+    N = C * (V + gpt_config.block_size + 2 + L * (12 * C + 13))
+    tokens, block, GB = config.B * config.T, 12 * C * C + 13 * C, 1e9
+    shares = 1 if config.shard == "no" else min(n, 8) if config.shard == "node" else n
+    if config.offload:
+        needs = {"state": (0, "weights, gradients and moments are in the CPU's memory")}
+    else:  # float32: a weight, its gradient, two moments
+        needs = {"state": (16 * N / shares, f"16 bytes * {N / 1e6:.0f}M" + f" / {shares}" * (shares > 1))}
+    needs["16-bit weights"] = (2 * N, f"2 bytes * {N / 1e6:.0f}M")  # autocast's copies, kept for backward
+    if config.shard != "no":  # embeddings and two blocks, with their gradients, are whole for a moment
+        whole = 8 * (C * (V + gpt_config.block_size) + 2 * block)
+        needs["gathered"] = (whole, "8 bytes * (embeddings + 2 blocks)")
+    # a block keeps 36 C bytes a token: its input, that of its MLP (4 each), both after the norms (2 each), q, k, v (6),
+    # what attention says (2), the MLP's 4 C before and after GELU (8 each). Its input alone (4), if it is done again
+    again = config.activation_checkpointing
+    text = f"(4 * {L} + 36 + 6)" if again else f"(36 * {L} + 6)"
+    size = tokens * C * ((4 * L + 36 if again else 36 * L) + 6)
+    needs["activations"] = (size, f"{tokens:,} tokens * {text} * {C} bytes")
+    # log-softmax in float32 of all tokens, and gradients for an eighth of them at a time
+    logits = tokens * V * 4 + max(512, tokens / 8) * V * 10
+    needs["logits"] = (logits, f"{tokens:,} * {V:,} * 4 + an eighth * 10")
+    total = sum(size for size, _ in needs.values())
+    needs["allowance"] = (GB + 0.1 * total, "1 GB + 10%")
+    return needs
+
+
+def memory_text(gpt_config, config):
+    """
+    What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them -> text, each number with its arithmetic.
+    Nothing is built.
+    """
+    lines = [f"B {config.B}, T {config.T}, --shard={config.shard}" + ", --offload" * config.offload
+             + ", --activation_checkpointing" * config.activation_checkpointing]
+    for n in (1, 2, 4, 8):
+        needs = memory(gpt_config, config, n)
+        total = sum(size for size, _ in needs.values())
+        fits = [f"{card} GB" for card in CARDS if total <= card * 1e9]
+        parts = "; ".join(f"{what} {size / 1e9:.2f} ({how})" for what, (size, how) in needs.items())
+        lines.append(f"{n} GPU(s): {total / 1e9:.1f} GB each, fits {', '.join(fits) or 'none of ours'} = {parts}")
+    return "\n".join(lines) + "\ncomputed, not measured; the optimizer in float32, matmuls in 16 bits"
+
+
+def estimate(args):
+    """What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it takes; computed."""
+    from dataclasses import replace
+    lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |", "|---" * (2 + len(CARDS)) + "|"]
+    for preset in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        values = train_gpt2.PRESETS[preset]
+        gpt_config = train_gpt2.GPTConfig(**{k: v for k, v in values.items() if k in SHAPE})
+        for n in (1, 2, 4, 8):
+            cells = [largest(gpt_config, train_gpt2.TrainConfig(), n, card, replace) for card in CARDS]
+            lines.append(f"| {preset} | {n} | " + " | ".join(cells) + " |")
+    lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not measured.")
+    print("\n".join(lines))
+
+
+def largest(gpt_config, config, n, card, replace):
+    """The largest B, a power of two, with as few flags as it takes to reach 4, or else as many as help -> text"""
+    best = (0, "")
+    for flags in ("", "a", "s", "sa", "so", "sao"):
+        if n == 1 and flags in ("s", "sa"):
+            continue  # alone there is nobody to share with
+        for B in (64, 32, 16, 8, 4, 2, 1):
+            trial = replace(config, B=B, shard="all" if "s" in flags else "no", offload="o" in flags,
+                            activation_checkpointing="a" in flags)
+            if sum(size for size, _ in memory(gpt_config, trial, n).values()) <= card * 1e9:
+                best = max(best, (B, flags), key=lambda b: b[0])
+                break
+        if best[0] >= 4:
+            break
+    return f"{best[0]} {best[1]}".strip() if best[0] else "-"
+
+
 # ----------------------------------------------------------------------------------------------------
 # the command line
 
 def parse_args(argv):
     """The commands and their flags. A wrong one: one line, exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="sample | chat | plot | export | info")
+    names = "sample | chat | plot | export | info | estimate"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     made = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__.splitlines()[0], description=f.__doc__)
-            for f in (sample, chat, plot, export, info)}
+            for f in (sample, chat, plot, export, info, estimate)}
     for p in (parser, *made.values()):
         p.error = lambda message: fail(f"{message} (python play.py --help shows the commands)")
         p.allow_abbrev = False

@@ -40,11 +40,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint as recompute
 
+import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
-from fineweb import (catch_signals, check_kernels, check_settings, check_weights, check_zip, choose_batch, explain,
-                     fail, fail_not_finite, find_checkpoint, keep_freed_memory, load_meta, load_weights, merge_settings,
-                     mfu, open_log, parse_flags, progress, read_hugging_face, restore, saved_spec, tokenize_file,
-                     watch_norm, write_checkpoint, write_hugging_face)
+from fineweb import fail, progress
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -64,8 +62,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         assert config.n_embd % config.n_head == 0
-        self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.n_head, self.dropout = config.n_head, config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values of all heads, one matmul
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.c_proj.adds_to_residual = True  # see GPT._init_weights
@@ -160,12 +157,11 @@ class GPT(nn.Module):
         For HellaSwag: pos (B, T), where a token stands in its text; mask (B, 1, T, T), true where row may see column.
         For stream: cache, the keys and values of the cache.n tokens before idx, to which those of idx are added.
         """
-        T, n = idx.size(1), cache.n if cache else 0
-        pos = torch.arange(n, n + T, device=idx.device) if pos is None else pos
-        if n > 0 and T > 1:  # each token may look at all in the cache, and at idx up to itself
-            mask = torch.ones(T, n + T, dtype=torch.bool, device=idx.device).tril(n)
-        x = self.transformer.wte(idx) + self.transformer.wpe(pos)  # (B, T, C) + (T, C) or (B, T, C) -> (B, T, C)
-        x = self.transformer.drop(x)
+        T, past = idx.size(1), cache.n if cache else 0
+        pos = torch.arange(past, past + T, device=idx.device) if pos is None else pos
+        if past > 0 and T > 1:  # each token may look at all in the cache, and at idx up to itself
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=idx.device).tril(past)
+        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))  # (B, T, C) + (T, C)
         for block in self.transformer.h:
             x = block(x, mask, cache)
         if cache:
@@ -216,20 +212,20 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
-        shape, weights = read_hugging_face(name)
-        check_weights(GPTConfig(*shape), weights, name)
+        shape, weights = fineweb.read_hugging_face(name)
+        fineweb.check_weights(GPTConfig(*shape), weights, name)
         model = cls(GPTConfig(*shape))
         state = {re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key): w for key, w in conv1d(weights).items()
                  if not key.endswith((".attn.bias", ".attn.masked_bias"))}  # the causal mask, a constant
         state["lm_head.weight"] = state.get("transformer.wte.weight", torch.empty(0))  # tied, stored once
-        load_weights(model, state, name)
+        fineweb.load_weights(model, state, name)
         return model
 
     def save_pretrained(self, folder, n_vocab=None, eot=50256):
         """The inverse, for transformers too, without the padding: n_vocab rows, as many as the tokenizer has tokens."""
         state, c = conv1d(self.state_dict()), self.config
         wte = state["transformer.wte.weight"] = state.pop("lm_head.weight")[:n_vocab]  # one tensor: it is stored once
-        write_hugging_face(folder, (c.block_size, len(wte), c.n_layer, c.n_head, c.n_embd), eot, state)
+        fineweb.write_hugging_face(folder, (c.block_size, len(wte), c.n_layer, c.n_head, c.n_embd), eot, state)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
         """AdamW (Loshchilov and Hutter 2019), with weight decay on matrices and embeddings only."""
@@ -264,6 +260,7 @@ class TrainConfig:
     shard: str = "no"                  # a large model: all shares its state among all processes, node within machines
     offload: bool = False              # with shard: weights and AdamW's moments in the CPU's memory
     activation_checkpointing: bool = False  # forget activations within blocks, compute them again in backward
+    estimate: bool = False             # print what memory these settings need on 1 to 8 GPUs, and end
     # the batch
     total_batch_size: int = 524288     # tokens a step, 2**19, about the 0.5M of the GPT-3 paper (table 2.1)
     B: int = 64                        # rows in a micro batch: what fits into memory; it does not change the result
@@ -319,13 +316,13 @@ def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
     root, splits = config.data_root, []
     if os.path.isfile(root):
-        return tokenize_file(root, config.tokenizer)
+        return fineweb.tokenize_file(root, config.tokenizer)
     for split in ("train", "val"):  # edufineweb_train_000001.npy
         paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
         splits.append([load_tokens(path) for path in paths])
         if not paths:
             fail(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", by="LOCAL_RANK")
-    return load_meta(root), *splits  # the tokenizer that the shards were made with
+    return fineweb.load_meta(root), *splits  # the tokenizer that the shards were made with
 
 class DataLoaderLite:
     """
@@ -337,8 +334,7 @@ class DataLoaderLite:
     def __init__(self, shards, B, T, process_rank=0, num_processes=1, n_vocab=None, device_type="cpu"):
         self.shards, self.B, self.T = shards, B, T
         self.process_rank, self.num_processes = process_rank, num_processes
-        self.n_vocab = n_vocab
-        self.pin = device_type == "cuda"
+        self.n_vocab, self.pin = n_vocab, device_type == "cuda"
         self.ends = np.cumsum([len(shard) for shard in shards])  # of each shard, in the stream
         self.num_tokens = int(self.ends[-1])
         if self.num_tokens <= B * T * num_processes:
@@ -354,8 +350,7 @@ class DataLoaderLite:
 
     def read(self, start, n):
         """n tokens from `start` on, across the ends of shards; after the last token comes the first -> (n,) int64"""
-        tokens = np.empty(n, dtype=np.int64)
-        done = 0
+        tokens, done = np.empty(n, dtype=np.int64), 0
         while done < n:
             shard, offset = self.locate(start + done)
             part = shard[offset : offset + n - done]
@@ -421,7 +416,7 @@ def choose_dtype(config, device):
     dtype, reason = torch.float32, "nothing shorter is native here"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        check_kernels(torch.cuda.get_arch_list(), major, minor)
+        fineweb.check_kernels(torch.cuda.get_arch_list(), major, minor)
         dtype = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
         reason = f"native at compute capability {major}.{minor}"
     elif device.type == "cpu":
@@ -457,11 +452,8 @@ def wrap_model(raw_model, config, device, autocast):
         shard_model(raw_model, config, device)
         return raw_model
     raw_model.to(device)
-
-    def wrap(module):
-        if not dist.is_initialized():
-            return module
-        return DDP(module, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+    ids = [device.index] if device.type == "cuda" else None
+    wrap = partial(DDP, device_ids=ids, gradient_as_bucket_view=True) if dist.is_initialized() else lambda model: model
 
     compile = config.compile
     if compile is None:  # compiled code for GPUs is Triton's, which begins at compute capability 7.0
@@ -520,16 +512,14 @@ def evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals)
 
 def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
     """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
-    if tokenizer.spec["name"] == "gpt2":
-        prompt, new = tokenizer.encode("Hello, I'm a language model,"), 24  # 32 tokens with these 8, as in the lecture
-    else:
-        prompt, new = val_loader.read(0, 8).tolist(), 200
+    gpt2 = tokenizer.spec["name"] == "gpt2"
+    prompt = tokenizer.encode("Hello, I'm a language model,") if gpt2 else val_loader.read(0, 8).tolist()
     device = raw_model.lm_head.weight.device
     generator = torch.Generator(device).manual_seed(42 + rank)  # its own: looking shall not change the training
     raw_model.eval()
     with autocast:
         idx = torch.tensor([prompt] * 4, device=device)  # (4, T)
-        rows = raw_model.generate(idx, new, tokenizer.n_vocab, generator=generator)
+        rows = raw_model.generate(idx, 24 if gpt2 else 200, tokenizer.n_vocab, generator=generator)
     raw_model.train()
     for i, row in enumerate(rows.tolist()):
         print(f"rank {rank} sample {i}: {tokenizer.decode(row)}", flush=True)
@@ -548,32 +538,18 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
     # sharded weights are gathered one by one, by all processes, into the first one's CPU memory; others are not copied
     options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
     state["model"], state["optimizer"] = get_state_dict(raw_model, optimizer, options=options)
-    return int(os.environ.get("RANK", 0)) > 0 or write_checkpoint(path, state, keep_last, t0, dt)
+    return int(os.environ.get("RANK", 0)) > 0 or fineweb.write_checkpoint(path, state, keep_last, t0, dt)
 
 def load_checkpoint(path):
     """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
-    try:
-        check_zip(path)  # torch.load itself would take a flipped bit for a weight
-        # weights_only: data, never the code that a pickle can carry. The original saved its config as an object of its
-        # class __main__.GPTConfig: this one name is let through, and means ours
-        with torch.serialization.safe_globals([(GPTConfig, "__main__.GPTConfig")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        config = checkpoint["config"]
-        config = GPTConfig(**(vars(config) if isinstance(config, GPTConfig) else config))
-        check_weights(config, checkpoint["model"], path)
-        if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
-            raise ValueError("it holds something else than settings")
-        return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
-                "config": asdict(config)}
-    except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
-        fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+    return fineweb.read_checkpoint(path, GPTConfig)
 
 def load_model(name):
     """A checkpoint, a Hugging Face directory, gpt2 ... gpt2-xl -> dict of model (weights), config, tokenizer"""
     if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
         return load_checkpoint(name)
     model = GPT.from_pretrained(name)
-    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": saved_spec(name)}
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": fineweb.saved_spec(name)}
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training
@@ -588,33 +564,33 @@ def get_lr(step, config):
     return config.min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (config.max_lr - config.min_lr)
 
 def main(gpt_config, config, typed):
+    if config.estimate:
+        from play import memory_text
+        return print(memory_text(gpt_config, config))
     # --- which run? The settings, the weights to start from, the data ----------------------------------
-    checkpoint = find_checkpoint(config, load_checkpoint)
+    checkpoint = fineweb.find_checkpoint(config, load_checkpoint)
     start = checkpoint or (load_model(config.init_from) if config.init_from else None)
     if start:
-        typed = merge_settings(start, gpt_config, config, typed, PRESETS)
+        typed = fineweb.merge_settings(start, gpt_config, config, typed, PRESETS)
     tokenizer, train_shards, val_shards = load_data(config)
     if not start and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
-    check_settings(gpt_config, config)
+    fineweb.check_settings(gpt_config, config)
     if gpt_config.vocab_size < tokenizer.n_vocab or start and start["tokenizer"] != tokenizer.spec:
         fail(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and --tokenizer?")
-    with_hellaswag = config.hellaswag and tokenizer.spec["name"] == "gpt2"
-    if with_hellaswag and os.environ.get("LOCAL_RANK", "0") == "0":
-        hellaswag.prepare()  # by one process of each machine; the others wait for it in setup_distributed
-    elif config.hellaswag and not with_hellaswag:
-        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
+    # downloaded by one process of each machine; the others wait for it in setup_distributed
+    with_hellaswag = config.hellaswag and hellaswag.prepare_for(tokenizer)
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
     rank, num_processes, device = setup_distributed(config)
     dtype, reason = choose_dtype(config, device)
     # autocast: matmuls in dtype; norms, the loss and the weights themselves stay in float32
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    keep_freed_memory()
+    fineweb.keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     card = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    config.B, grad_accum_steps = choose_batch(config, typed, num_processes)
+    config.B, grad_accum_steps = fineweb.choose_batch(config, typed, num_processes)
     print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
            f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
@@ -627,31 +603,29 @@ def main(gpt_config, config, typed):
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
     if start:
-        load_weights(raw_model, start["model"], config.resume or config.init_from)
+        fineweb.load_weights(raw_model, start["model"], config.resume or config.init_from)
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
     # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    start_step, val_loss = 0, None
-    if checkpoint:
-        start_step, val_loss = restore(checkpoint, raw_model, optimizer, scaler, train_loader)
+    start_step, val_loss = fineweb.restore(checkpoint, raw_model, optimizer, scaler, train_loader)
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     # one process writes, and none if --max_steps=0 only asks for an evaluation
-    write_log = open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings,
+    write_log = fineweb.open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings,
                          start_step if checkpoint else None)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start, dt, saved, stop, recent_norms = time.time(), 0.0, True, False, []
-    signals = catch_signals()
+    signals = fineweb.catch_signals()
     for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
         if not stop and (last_step or config.eval_every and step % config.eval_every == 0):
             try:
                 val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast, signals)
-                left = (time.time() - t_start) / max(1, step - start_step) * (config.max_steps - step) / 60  # minutes
-                print0(f"step {step:5d} | validation loss: {val_loss:.4f} | "
-                       + (f"{left:.1f} min left" if step > start_step else "time left: known after some steps"))
+                left = fineweb.time_left(time.time() - t_start, step - start_step, config.max_steps - step)
+                print0(f"step {step:5d} | validation loss: {val_loss:.4f} | {left}"
+                       + fineweb.compare_to_reference(step, val_loss, gpt_config, config))
                 write_log(step, val=f"{val_loss:.4f}")
                 if items:
                     t0 = time.time()
@@ -701,12 +675,9 @@ def main(gpt_config, config, typed):
         loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}"
-               + mfu(card, raw_model, config.T, config.total_batch_size / dt / num_processes))
+               + fineweb.mfu(card, raw_model, config.T, config.total_batch_size / dt / num_processes))
         write_log(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
-        if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):  # with a scaler: a step that it has skipped
-            shard, offset = train_loader.locate(train_loader.position - config.total_batch_size)
-            fail_not_finite(step, loss, norm, getattr(shard, "filename", config.data_root), offset, config)
-        recent_norms = watch_norm(step, norm, recent_norms)
+        fineweb.check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
 
     if stop:
         print0(f"stopped by {signals[0][0] if signals else 'another process'}: {step} steps are done; go on with "
@@ -715,16 +686,15 @@ def main(gpt_config, config, typed):
         raise SystemExit(1)
 
 def run(argv):
-    gpt_config, config, typed = parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
+    gpt_config, config, typed = fineweb.parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
     try:
         main(gpt_config, config, typed)
     except RuntimeError as e:
-        explain(e, config)  # out of memory, or another process is gone
-        raise
+        fineweb.explain(e, config)  # out of memory, or another process is gone
     finally:
-        catch_signals(False)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        fineweb.catch_signals(False)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 if __name__ == "__main__":
     run(sys.argv[1:])

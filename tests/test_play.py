@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import play
+import train_gpt2
 from fineweb import gpt2_tokenizer, load_tokenizer, make_tokenizer
 from train_gpt2 import GPT, GPTConfig, load_model
 
@@ -450,3 +451,49 @@ def test_stream_leaves_training_as_it_was():
     """Writing needs no gradients, and turns them on again: also when somebody stops in the middle."""
     stream = random_model().stream(torch.zeros(1, 1, dtype=torch.long))
     assert not next(stream).requires_grad and torch.is_grad_enabled() and len(list(islice(stream, 3))) == 3
+
+
+# --- what it needs -----------------------------------------------------------------------------------------
+
+def test_the_activations_are_counted_right():
+    """What autograd keeps for backward in bfloat16, counted tensor by tensor, is what the estimate says, to 2%."""
+    gpt_config = train_gpt2.GPTConfig(block_size=256, vocab_size=512, n_layer=3, n_head=2, n_embd=128)
+    model, kept = train_gpt2.GPT(gpt_config), {}
+    weights = {p.data_ptr() for p in model.parameters()}
+
+    def keep(t):
+        if t.untyped_storage().data_ptr() not in weights:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+    x = torch.zeros(4, 256, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        loss = model(x, x, ())[1]
+    needs = play.memory(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1)
+    expected = needs["activations"][0] + 4 * 256 * 512 * 4 + needs["16-bit weights"][0]
+    assert loss.isfinite() and sum(kept.values()) == pytest.approx(expected, rel=0.02)
+
+
+def test_what_large_models_need(capsys):
+    """1558M parameters: 24.9 GB of weights, gradients and moments; an eighth of it with shares on eight GPUs."""
+    train_gpt2.run(["--preset=gpt2-xl", "--estimate"])
+    assert "state 24.92 (16 bytes * 1558M)" in capsys.readouterr().out
+    train_gpt2.run(["--preset=gpt2-xl", "--estimate", "--shard", "--activation_checkpointing"])
+    line = capsys.readouterr().out.splitlines()[4]
+    assert line.startswith("8 GPU(s)") and "state 3.12 (16 bytes * 1558M / 8)" in line
+    play.main(["estimate"])
+    table = capsys.readouterr().out.splitlines()
+    assert len([line for line in table if line.startswith("| gpt2")]) == 16 and "| gpt2-xl | 1 |" in "\n".join(table)
+
+
+def test_the_reference_run_stands_beside_the_validation_loss(tmp_path):
+    """Only for its own recipe and data: a smaller batch, another tokenizer or another corpus has another curve."""
+    from dataclasses import replace
+
+    import fineweb
+    gpt_config, config = train_gpt2.GPTConfig(), train_gpt2.TrainConfig(data_root=str(tmp_path / "edu_fineweb10B"))
+    assert fineweb.compare_to_reference(250, 6.19, gpt_config, config) == " | reference 6.1728 +- 0.05: in the band"
+    assert "OUTSIDE" in fineweb.compare_to_reference(1000, 4.88, gpt_config, config)  # a late sync flag
+    assert not fineweb.compare_to_reference(251, 6.17, gpt_config, config)
+    for change in (dict(total_batch_size=262144), dict(max_lr=1e-3), dict(data_root=str(tmp_path / "mine"))):
+        assert not fineweb.compare_to_reference(250, 6.17, gpt_config, replace(config, **change))
+    assert not fineweb.compare_to_reference(250, 6.17, replace(gpt_config, n_layer=6), config)
