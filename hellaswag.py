@@ -27,7 +27,7 @@ import urllib.request
 import torch
 from torch.nn import functional as F
 
-from fineweb import atomic_write, fail, gpt2_tokenizer, progress
+from fineweb import atomic_write, fail, gpt2_tokenizer, load_weights, progress
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
@@ -303,7 +303,7 @@ def main(argv=None):
     if not items:
         fail("no HellaSwag items: give a file with --data", by="")
     model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
-    train_gpt2.load_weights(model, start["model"], args.model)
+    load_weights(model, start["model"], args.model)
     t0 = time.time()
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     right = evaluate(model.to(device), items, autocast, args.batch_tokens, rank, num_processes)

@@ -31,7 +31,7 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import ASSETS, SHAPE, atomic_write, fail, load_tokenizer
+from fineweb import ASSETS, SHAPE, atomic_write, fail, load_tokenizer, load_weights
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def load(name, device="cpu"):
     start = train_gpt2.load_model(name)
     try:
         model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
-        train_gpt2.load_weights(model, start["model"], name)
+        load_weights(model, start["model"], name)
         tokenizer = load_tokenizer(start["tokenizer"])
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
         fail(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")

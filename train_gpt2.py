@@ -12,7 +12,7 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the settings      TrainConfig, every knob with its reason; PRESETS
     3 the data          load_tokens, load_data, DataLoaderLite
-    4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, wrap_model
+    4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, shard_model, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     6 checkpoints       save_checkpoint, load_checkpoint, load_model
     7 training          get_lr, main: the set-up, then the loop with THE STEP
