@@ -18,6 +18,7 @@ Parts
     fineweb     tokens per second, from .jsonl to shards, all workers, on 50 MB of --files (or of input.txt): against
                 plain tiktoken on one core, and against a pool of half the cores and one numpy array a document
     generate    tokens per second, 124M, 4 rows, 8 -> 256 tokens: against transformers, and without a cache
+    scale       8 to 512 GPUs over three kinds of links: step time and efficiency, on paper
 
 The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default, the loss from all logits at once.
 
@@ -294,6 +295,34 @@ def bench_import(args):
                  spread([a / b for a, b in zip(ours, torchs, strict=True)]), "at most 1.2")]
 
 
+def scaled(gpus, link, overlap, n_params=124.5e6, tokens=2**19, flops_per_token=8.55e8, peak=989e12, mfu=0.4):
+    """
+    Seconds of a step on paper, on machines of eight H100. link: bits a second between machines, for all eight together.
+    A ring all-reduce sends 2 (m - 1) / m of the gradients, 4 bytes a parameter, from each of m. Overlap: with
+    backward, two thirds of the step.
+    """
+    compute = tokens * flops_per_token / (gpus * peak * mfu)
+    machines, here = max(1, gpus // 8), min(gpus, 8)
+    within = 2 * (here - 1) / here * 4 * n_params / 450e9  # NVLink 4: 450 GB/s each way
+    between = 2 * (machines - 1) / machines * 4 * n_params / (link / 8)
+    talk = within + between
+    return compute, max(compute, compute / 3 + talk) if overlap else compute + talk
+
+
+def bench_scale(args):
+    """Not measured but computed, for want of GPUs; the part ddp has what two processes reach here."""
+    links = {"8 x 400 Gb/s InfiniBand": 3.2e12, "100 Gb/s Ethernet": 1e11, "10 Gb/s Ethernet": 1e10}
+    lines = ["", "Computed: 124M, 524,288 tokens a step, H100 at 40% MFU, gradients in float32; efficiency overlapped "
+             "(and without).", "", "| GPUs | compute | " + " | ".join(links) + " |", "|---" * (2 + len(links)) + "|"]
+    for gpus in (8, 16, 32, 64, 128, 256, 512):
+        cells = []
+        for link in links.values():
+            (compute, hidden), (_, plain) = scaled(gpus, link, True), scaled(gpus, link, False)
+            cells.append(f"{hidden * 1000:.0f} ms, {compute / hidden:.0%} ({compute / plain:.0%})")
+        lines.append(f"| {gpus} | {compute * 1000:.0f} ms | " + " | ".join(cells) + " |")
+    return lines
+
+
 # ----------------------------------------------------------------------------------------------------
 # loader, checkpoint, attention
 
@@ -544,6 +573,7 @@ PARTS = {
     "hellaswag": bench_hellaswag,
     "fineweb": bench_fineweb,
     "generate": bench_generate,
+    "scale": bench_scale,
 }
 WORKERS = {"step": contender, "products": products}
 
