@@ -23,6 +23,14 @@ from which load_tokenizer makes it again: that is what a checkpoint keeps).
     tokenizer = make_tokenizer("gpt2")          # GPT-2's byte-level BPE, 50,257 tokens, from assets/gpt2.tiktoken
     tokenizer = make_tokenizer("char", [text])  # every character of the texts is a token
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
+
+Contents
+    1 errors, files, flags     fail, atomic_write, parse_flags, check_settings, progress
+    2 tokenizers               GPT2Tokenizer, CharTokenizer, BPETokenizer, make_tokenizer, load_tokenizer
+    3 documents                files and datasets -> rows -> tokens, by threads, in order
+    4 shards                   how they are filled and written, and meta.json
+    5 the program              make_shards, check, main
+    6 to 8 for train_gpt2.py   the log, resuming, signals, checks; MFU; Hugging Face's files
 """
 import argparse
 import base64
@@ -59,7 +67,7 @@ ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 
 # ----------------------------------------------------------------------------------------------------
-# errors, files, flags and settings, waiting
+# 1 errors, files, flags and settings, waiting
 
 def fail(message, by="RANK"):
     """
@@ -206,37 +214,710 @@ def progress(batches, what, flags, before_each=lambda: None):
 
 
 # ----------------------------------------------------------------------------------------------------
-# how much of a GPU's peak is used
+# 2 tokenizers
 
-PEAKS = {  # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice as large)
-    "V100-SXM2": 125, "T4": 65, "A10": 125, "A100": 312, "L4": 121, "L40S": 362, "RTX 3090": 71, "RTX 4090": 165,
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "B200": 2250,
-}
+class GPT2Tokenizer:
+    """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in assets/: no download."""
+    # how text is cut before BPE: contractions, then letters, digits and other signs, each with one space before it
+    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+    def __init__(self):
+        import tiktoken
+        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
+            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in f)}
+        self.eot = len(ranks)  # 50256, the one token that no text can contain
+        self.n_vocab = self.eot + 1
+        self.spec = {"name": "gpt2"}
+        self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
+                                     special_tokens={"<|endoftext|>": self.eot})
+
+    def encode(self, text):
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts):
+        # no allowed specials: "<|endoftext|>" in a text is 13 characters, not the token
+        encode = functools.partial(self.bpe.encode_to_numpy, allowed_special=set(), disallowed_special=())
+        try:
+            return [encode(text) for text in texts]
+        except ValueError:  # a million spaces in a row are too much for tiktoken's regex: cut where they are
+            return [np.concatenate([encode(part) for part in re.split(r"(\s{100000})", text)]) for text in texts]
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), errors="replace")
 
 
-def flops_per_token(model, T):
+class CharTokenizer:
+    """A token per character: id 0 is <|endoftext|>, then the characters in sorted order. Small enough for a laptop."""
+
+    def __init__(self, chars):
+        self.chars = ["<|endoftext|>", *chars]
+        self.ids = np.zeros(0x110000, dtype=np.uint32)  # of every character in Unicode; 0: not in this vocabulary
+        self.ids[[ord(c) for c in chars]] = range(1, len(self.chars))
+        self.eot, self.n_vocab = 0, len(self.chars)
+        self.spec = {"name": "char", "chars": "".join(chars)}
+
+    def encode(self, text):
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts):
+        arrays = [self.ids[np.frombuffer(t.encode("utf-32-le", "surrogatepass"), dtype="<u4")] for t in texts]
+        for text, ids in zip(texts, arrays, strict=True):
+            if not ids.all():
+                fail(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
+                     f"{self.n_vocab - 1} characters it was made from", by="")
+        return arrays
+
+    def decode(self, ids):
+        return "".join(self.chars[i] for i in ids)
+
+
+class BPETokenizer:
+    """What a tokenizer.json of Hugging Face's tokenizers says. `text`: its contents, which are also the spec."""
+    EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # whoever trained it chose one of these
+
+    def __init__(self, text):
+        from tokenizers import Tokenizer
+        self.spec = {"name": "bpe", "json": text}
+        self.bpe = Tokenizer.from_str(text)
+        self.bpe.encode_special_tokens = True  # "<|endoftext|>" in a text is 13 characters here too
+        self.bpe.no_truncation()
+        self.bpe.no_padding()
+        vocab = self.bpe.get_vocab(with_added_tokens=True)
+        name = next((t for t in self.EOT if t in vocab), None)
+        if name is None or vocab[name] in self.encode(name):  # not special: a text could spell it
+            fail(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special token: documents need one")
+        self.eot, self.n_vocab = vocab[name], max(vocab.values()) + 1
+
+    def encode(self, text):
+        return self.bpe.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts):
+        return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), skip_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2_tokenizer():
+    """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
+    return GPT2Tokenizer()
+
+
+def train_bpe(texts, n_vocab):
     """
-    Forward and backward of one token (Chowdhery et al. 2022, appendix B): 6 for each weight but wpe's, which is not
-    multiplied with, and attention to T tokens, the causal half not taken off. 8.55e8 for 124M at T = 1024.
+    Byte-level BPE (Sennrich et al. 2016; on bytes, as in GPT-2) of n_vocab tokens, learned from the first 100M
+    characters of the texts -> tokenizer.json, as text. The same texts give the same tokens.
     """
-    n = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
-    return 6 * n + 12 * model.config.n_layer * model.config.n_embd * T
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def beginning(left=100_000_000):
+        for text in texts:
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                return
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # cuts text as GPT-2 does
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is without tokens
+    bpe.train_from_iterator(beginning(), trainers.BpeTrainer(
+        vocab_size=n_vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
+    return bpe.to_str()
 
 
-def mfu(card, model, T, tokens_per_second):
-    """
-    What share of the card's peak the model's own arithmetic is -> " | mfu 41.2%"; "" for a card that is not in PEAKS.
-    card: as torch.cuda.get_device_name calls it, "NVIDIA H100 80GB HBM3".
-    """
-    # a Ti, a laptop's chip or a slice of a card has the name of the card, and another peak
-    names = [name for name in PEAKS if re.search(rf"\b{name}\b(?!.*\b(Ti|D|SUPER|Laptop|Max-Q|MIG)\b)", card)]
-    if not names:
-        return ""
-    return f" | mfu {100 * flops_per_token(model, T) * tokens_per_second / PEAKS[max(names, key=len)] / 1e12:.1f}%"
+def fetch_tokenizer(name):
+    """A tokenizer.json, a directory with one, or the name of a model on the hub -> its contents."""
+    path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
+    try:
+        if not os.path.isfile(path):
+            if "/" not in name or name.endswith(".json"):
+                fail(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor a hub name such as "
+                     "Qwen/Qwen2-1.5B")
+            from huggingface_hub import hf_hub_download
+            path = hf_hub_download(name, "tokenizer.json")
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+    except Exception as e:  # no network, no such model, no such file in it: each has an exception of its own
+        fail(f"cannot load the tokenizer {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+
+
+def make_tokenizer(name, texts=()):
+    """The tokenizer called `name` (see --tokenizer) for an iterable of texts, which only char and bpe:N look at."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if name == "char":
+        return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
+    m = re.fullmatch(r"bpe:(\d+)", name)
+    if m and int(m[1]) < 257:
+        fail(f"--tokenizer={name}: at least bpe:257, a token for each byte and <|endoftext|>")
+    return load_tokenizer({"name": "bpe", "json": train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name)})
+
+
+def load_tokenizer(spec):
+    """The inverse of tokenizer.spec."""
+    if spec["name"] == "gpt2":
+        return gpt2_tokenizer()
+    if spec["name"] == "char":
+        return CharTokenizer(spec["chars"])
+    try:
+        return BPETokenizer(spec["json"])
+    except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
+        fail(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
+
+
+def saved_spec(folder):
+    """The spec of the tokenizer that `play.py export` wrote into folder. A GPT-2 from elsewhere has GPT-2's."""
+    path = os.path.join(folder, "tokenizer_spec.json")
+    if not os.path.isfile(path):
+        return {"name": "gpt2"}
+    try:
+        with open(path, encoding="utf-8") as f:
+            spec = json.load(f)
+        if load_tokenizer(spec).spec["name"] == spec["name"]:
+            return spec
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    fail(f"{path} describes no tokenizer: was it written by python play.py export?")
+
+
+def tokenize_file(path, tokenizer_name):
+    """A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as uint32 arrays."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        text = f.read()
+    tokenizer, cut = make_tokenizer(tokenizer_name, [text]), int(0.9 * len(text))
+    return tokenizer, *([np.array(tokenizer.encode(part), dtype=np.uint32)] for part in (text[:cut], text[cut:]))
 
 
 # ----------------------------------------------------------------------------------------------------
-# a run: its log, its checkpoints, what can happen to it
+# 3 documents: from files and datasets to rows, from rows to tokens
+
+BATCH_BYTES = 256_000  # a worker's portion: large enough that handing it over costs nothing, small enough to wait for
+AHEAD_BYTES = 32_000_000  # and so much may wait its turn: a second or two of work for two cores
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass
+class ShardConfig:
+    dataset: str = "HuggingFaceFW/fineweb-edu"  # on the Hugging Face hub, or a directory
+    name: str = "sample-10BT"      # a part of it: sample-100BT, sample-350BT, a crawl such as CC-MAIN-2024-10
+    stream: bool = True            # read it as it arrives; --no-stream downloads all of it first (50 GB of cache)
+    files: str = ""                # local files instead: 'data/*.jsonl'; .txt (a document each), .jsonl(.gz), .parquet
+    text_key: str = "text"         # where a row keeps its text
+    tokenizer: str = "gpt2"        # gpt2, char, bpe:8000 (learned from the corpus), a tokenizer.json, a hub name
+    out: str = "edu_fineweb10B"    # the directory for the shards and meta.json
+    shard_size: int = 100_000_000  # tokens in a shard: 200 MB
+    max_shards: int = 0            # stop after so many; 0: the whole corpus
+    val_tokens: int = 0            # of a corpus under two shards, so many tokens are validation; 0: a tenth
+    part: str = "1/1"              # k/n: make the k-th of n parts, each perhaps on a machine of its own
+    workers: int = 0               # threads that tokenize; 0: one for each core
+    strict: bool = False           # end at a malformed row, which otherwise is named, skipped and counted
+    check: str = ""                # make nothing, verify every byte of the shards in this directory
+
+
+def list_files(pattern):
+    """The regular files that a glob pattern means, sorted -> list of paths"""
+    paths = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
+    if not paths:
+        fail(f"--files={pattern}: there is no such file")
+    if wrong := [path for path in paths if not path.endswith(SUFFIXES)]:
+        fail(f"--files={pattern}: {wrong[0]} is none of {', '.join(SUFFIXES)}")
+    return paths
+
+
+def load_hub(config):
+    """The dataset on the hub as a list of pieces, in order: its files when streaming, else ranges of rows."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        if config.stream and not os.path.exists(config.dataset):
+            with contextlib.suppress(urllib.error.HTTPError):  # it answers, that will do
+                urllib.request.urlopen(hub, timeout=30).close()  # the library would try six times, for half a minute
+        from datasets import load_dataset
+        data = load_dataset(config.dataset, name=config.name or None, split="train", streaming=config.stream)
+    except Exception as e:  # no network, no such dataset, no space: its libraries have many ways to say it
+        fail(f"cannot load {config.dataset} {config.name} from {hub} ({' '.join(str(e).split())[:150]}): set "
+             "HF_ENDPOINT to a mirror, or take text of your own with --files='data/*.jsonl'")
+    n = data.num_shards if config.stream else min(1000, max(1, len(data)))
+    return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
+
+
+def piece_name(pieces, i):
+    return pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
+
+
+def read_rows(piece, start, text_key):
+    """Yield (share of the piece that is read, row) from row `start` on: a text (str or bytes); of .jsonl a line."""
+    if not isinstance(piece, str):  # of a dataset
+        for row in piece.skip(start):
+            yield 0.0, row.get(text_key)
+    elif piece.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        with pq.ParquetFile(piece, pre_buffer=False) as f:  # pre_buffer would hold a whole row group in memory
+            n, groups = f.metadata.num_rows, list(range(f.num_row_groups))
+            done = 0
+            while groups and done + f.metadata.row_group(groups[0]).num_rows <= start:
+                done += f.metadata.row_group(groups.pop(0)).num_rows  # skipped unread
+            for batch in f.iter_batches(1000, row_groups=groups, columns=[text_key]):
+                column = batch.column(0).cast(pa.large_binary())  # bytes: what is not UTF-8 is dealt with in as_text
+                for row in column.slice(max(0, start - done)).to_pylist():
+                    yield max(start, done) / n, row
+                done += len(column)
+    elif piece.endswith(".txt"):
+        with open(piece, "rb") as f:
+            yield from [(1.0, f.read())][start:]
+    else:
+        with open(piece, "rb") as raw, gzip.open(raw) if piece.endswith(".gz") else raw as f:
+            for line in itertools.islice(f, start, None):
+                yield raw.tell() / os.path.getsize(piece), line
+
+
+def read_batches(pieces, first, start, text_key):
+    """
+    Yield (number of the piece, of the first row in it, rows, share of all that is read, bytes), about BATCH_BYTES each,
+    from row `start` of the piece `first` on. What can be read no further, a truncated .gz, say, ends the program.
+    """
+    for i in range(first, len(pieces)):
+        rows, size = [], 0
+        try:
+            for share, row in read_rows(pieces[i], start, text_key):
+                rows.append(row)
+                size += len(row) if isinstance(row, (str, bytes)) else 0
+                if size >= BATCH_BYTES:
+                    yield i, start, rows, (i + share) / len(pieces), size
+                    start, rows, size = start + len(rows), [], 0
+        except Exception as e:  # damaged, gone, the network: each library has an exception of its own
+            fail(f"cannot read {piece_name(pieces, i)} after row {start + len(rows)} ({type(e).__name__}: "
+                 f"{' '.join(str(e).split())[:150]}): finished shards stay; the same command goes on after them")
+        if rows:
+            yield i, start, rows, (i + 1) / len(pieces), size
+        start = 0
+
+
+def as_text(row, is_json, text_key):
+    """A row -> its text, its UTF-8 bytes, was anything replaced by U+FFFD? Raises ValueError where there is no text."""
+    broken = False
+    if isinstance(row, bytes):
+        try:
+            row = row.decode()
+        except UnicodeDecodeError:
+            row, broken = row.decode(errors="replace"), True
+    if is_json:
+        try:
+            row = json.loads(row.removeprefix("\ufeff"), strict=False)  # not strict: control characters may be bare
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+        row = row.get(text_key) if isinstance(row, dict) else None
+    if not isinstance(row, str):
+        raise ValueError(f"no text under {text_key!r}")
+    try:
+        return row, len(row.encode()), broken
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell: no character at all
+        row = re.sub("[\ud800-\udfff]", "\ufffd", row)
+        return row, len(row.encode()), True
+
+
+def parse_rows(batch, pieces, text_key):
+    """A batch of read_batches -> its texts, their size in bytes, how many had to be mended, what was skipped and why"""
+    i, start, rows, *_ = batch
+    is_json = isinstance(pieces[i], str) and pieces[i].endswith((".jsonl", ".jsonl.gz"))
+    texts, size, mended, skipped = [], 0, 0, []
+    for number, row in enumerate(rows, start + 1):
+        if is_json and not row.strip():
+            continue  # an empty line, as at the end of many files
+        try:
+            text, n, broken = as_text(row, is_json, text_key)
+        except ValueError as e:
+            skipped.append(f"{piece_name(pieces, i)}, line {number}: {e}")
+            continue
+        texts.append(text)
+        size, mended = size + n, mended + broken
+    return texts, size, mended, skipped
+
+
+def encode_rows(batch, tokenizer, dtype, pieces, text_key):
+    """The same with one array of tokens instead of the texts: each document after an <|endoftext|>"""
+    texts, *counts = parse_rows(batch, pieces, text_key)
+    encoded = tokenizer.encode_batch(texts)
+    tokens, end = np.empty(sum(map(len, encoded)) + len(encoded), dtype=dtype), 0
+    for ids in encoded:
+        tokens[end] = tokenizer.eot
+        tokens[end + 1 : end + 1 + len(ids)] = ids
+        end += 1 + len(ids)
+    return tokens, *counts
+
+
+def in_order(function, batches, workers):
+    """
+    Like map(function, batches), by threads, and only a bit ahead. Threads are enough: the tokenizers are written in
+    Rust and let go of Python's lock while they work. So nothing is copied, and it is the same on every system.
+    """
+    pool, waiting, ahead = ThreadPoolExecutor(workers), deque(), 0
+    try:
+        for batch in itertools.chain(batches, [None]):  # None: no more to come
+            if batch:
+                ahead += batch[-1]
+                waiting.append((batch, pool.submit(function, batch)))
+            # enough for the workers to go on with while a shard is hashed and flushed to the disk
+            while waiting and (not batch or ahead > AHEAD_BYTES and len(waiting) > workers):
+                first, future = waiting.popleft()
+                ahead -= first[-1]
+                yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is queued
+
+
+# ----------------------------------------------------------------------------------------------------
+# 4 shards, and meta.json beside them
+
+COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
+
+
+def meta_name(k, n):
+    return "meta.json" if n == 1 else f"meta-{k}-of-{n}.json"
+
+
+def write_meta(out, meta, tokenizer):
+    """meta.json, by rename. A tokenizer in Hugging Face's format goes into tokenizer.json, as usual."""
+    k, n = meta["part"]
+    if tokenizer.spec["name"] == "bpe" and not os.path.exists(os.path.join(out, "tokenizer.json")):
+        with atomic_write(os.path.join(out, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
+            f.write(tokenizer.spec["json"])
+    with atomic_write(os.path.join(out, meta_name(k, n)), "w", encoding="utf-8") as f:
+        json.dump(meta, f, indent=1)
+
+
+def read_meta(path):
+    """A meta.json -> dict, its types and names checked: whoever sends us a directory shall not choose what we open."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            meta = json.load(f)
+        ok = (os.path.isfile(path) and type(meta["done"]) is bool and isinstance(meta["settings"], dict)
+              and all(type(meta[key]) is int for key in (*COUNTS, "n_vocab", "eot", "max_shards"))
+              and meta["dtype"] in ("uint16", "uint32") and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
+              and all(re.fullmatch(r"\w+_(train|val)_\d{6}\.npy", s["name"]) and type(s["tokens"]) is int
+                      and type(s["documents"]) is int and type(s["sha256"]) is str for s in meta["shards"])
+              and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
+              and len(meta["part"]) == 2 and 1 <= int(meta["part"][0]) <= int(meta["part"][1]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        ok, meta = False, None
+    if not ok:
+        fail(f"{path} is damaged: delete it and its shards, and run python fineweb.py again", by="LOCAL_RANK")
+    return meta
+
+
+def meta_tokenizer(out, meta):
+    """The tokenizer that meta.json names."""
+    spec = dict(meta["tokenizer"])
+    if spec["name"] == "bpe":
+        try:
+            with open(os.path.join(out, "tokenizer.json"), encoding="utf-8", newline="") as f:
+                spec["json"] = f.read()
+        except OSError as e:
+            fail(f"{out}/tokenizer.json, which meta.json speaks of, cannot be read ({e.strerror})", by="LOCAL_RANK")
+    if spec["name"] == "char" and type(spec.get("chars")) is not str:
+        fail(f"{out}/meta.json names a char tokenizer without characters", by="LOCAL_RANK")
+    tokenizer = load_tokenizer(spec)
+    if (tokenizer.n_vocab, tokenizer.eot) != (meta["n_vocab"], meta["eot"]):
+        fail(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks of {meta['n_vocab']}: they do not "
+             "belong together", by="LOCAL_RANK")
+    return tokenizer
+
+
+def load_meta(root):
+    """
+    The tokenizer of a directory of shards: GPT-2's where there is no meta.json, as in those of the original's
+    fineweb.py. Shards that meta.json speaks of must be there, in the size that it says; their bytes are for --check.
+    """
+    paths = sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
+    metas = [read_meta(path) for path in paths]
+    for meta, path in zip(metas, paths, strict=True):
+        if meta["tokenizer"] != metas[0]["tokenizer"] or meta["n_vocab"] != metas[0]["n_vocab"]:
+            fail(f"{path} and {paths[0]} have different tokenizers: they do not belong together", by="LOCAL_RANK")
+        for shard in meta["shards"]:
+            if problem := shard_problem(os.path.join(root, shard["name"]), shard["tokens"], meta["dtype"]):
+                fail(f"{problem}: python fineweb.py --check={root} says what else is wrong", by="LOCAL_RANK")
+    return meta_tokenizer(root, metas[0]) if metas else gpt2_tokenizer()
+
+
+def shard_problem(path, tokens, dtype):
+    """What is wrong with a shard as far as its header tells -> text, or None. A pipe or a device is not even opened."""
+    try:
+        if not os.path.isfile(path):
+            return f"{path} is missing"
+        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        if shard.shape != (tokens,) or shard.dtype != dtype:
+            return f"{path} holds {shard.dtype} of shape {shard.shape}, not {tokens:,} tokens of {dtype}"
+    except (OSError, ValueError, EOFError) as e:
+        return f"{path} is not a token shard ({e})"
+
+
+def count(tokens, token):
+    """How often it stands there. A piece at a time: the comparison of a whole shard would take 100 MB."""
+    return sum(int((tokens[i : i + 2**20] == token).sum()) for i in range(0, len(tokens), 2**20))
+
+
+def save_shard(out, meta, tokens):
+    """Write the next shard, read it back, and only then give it its name. Adds to meta["shards"]."""
+    k, n = meta["part"]
+    index = (k - 1) * (10**6 // n) + len(meta["shards"])
+    if len(meta["shards"]) >= 10**6 // n:
+        fail(f"part {k} of {n} has room for {10**6 // n} shards only: make them larger with --shard_size")
+    path = os.path.join(out, f"edufineweb_{'train' if index else 'val'}_{index:06d}.npy")
+    try:
+        if shutil.disk_usage(out).free < tokens.nbytes:
+            raise OSError(28, "No space left on device")
+        with atomic_write(path) as f:
+            np.save(f, tokens)
+            f.flush()
+            with open(f.name, "rb") as again:
+                header = again.read(f.tell() - tokens.nbytes)
+                expected, found = hashlib.sha256(header), hashlib.sha256(header)
+                expected.update(tokens)
+                while block := again.read(2**20):
+                    found.update(block)
+            if found.digest() != expected.digest():
+                raise OSError(5, "it reads back differently")
+    except OSError as e:
+        fail(f"cannot write {path}, {tokens.nbytes / 1e6:,.1f} MB ({e.strerror}): {len(meta['shards'])} finished "
+             "shards stay; make room and run the same command again")
+    meta["shards"].append({"name": os.path.basename(path), "tokens": len(tokens), "sha256": found.hexdigest(),
+                           "documents": count(tokens, meta["eot"])})
+    meta["tokens"] += len(tokens)
+    meta["documents"] += meta["shards"][-1]["documents"]
+    tqdm.write(f"{path}: {len(tokens):,} tokens, {meta['shards'][-1]['documents']:,} documents begin in it")
+
+
+def save_shards(config, meta, tokens):
+    """Write what has come together as shards. The first two at once: only then do we know how much is validation."""
+    S, cut = config.shard_size, 0
+    if not meta["shards"] and meta["part"][0] == 1:
+        cut = S if len(tokens) == 2 * S else min(config.val_tokens or len(tokens) // 10 or 1, S)
+        if not cut < len(tokens):
+            fail(f"a corpus of {len(tokens)} tokens has none left to train on, with {cut} for validation")
+        save_shard(config.out, meta, tokens[:cut])
+    for start in range(cut, len(tokens), S):
+        save_shard(config.out, meta, tokens[start : start + S])
+
+
+def fill_shards(config, meta, tokenizer, pieces):
+    """
+    Tokenize the pieces from meta["position"] on, write a shard whenever one is full, and then meta.json. The position:
+    a piece, a row in it, and how many tokens from that row on are in shards. Whatever stops us, we start there again.
+    """
+    S, limit, start = config.shard_size, config.max_shards or 10**6, meta["position"]
+    buffer, filled = np.empty(S if meta["shards"] or meta["part"][0] > 1 else 2 * S, meta["dtype"]), 0
+    encode = functools.partial(encode_rows, tokenizer=tokenizer, dtype=meta["dtype"], pieces=pieces,
+                               text_key=config.text_key)
+    batches = read_batches(pieces, start["piece"], start["row"], config.text_key)
+    old = start["tokens"]  # these are in shards already
+    bar = tqdm(desc=config.out, initial=meta["tokens"], unit="tok", unit_scale=True, disable=None)
+    for (piece, row, _, share, _), (tokens, size, mended, skipped) in in_order(encode, batches, config.workers):
+        report_skipped(skipped, config, nothing_yet=not len(tokens) and not meta["bytes"])
+        done, old = min(old, len(tokens)), max(0, old - len(tokens))
+        while done < len(tokens) and len(meta["shards"]) < limit:
+            part = tokens[done : done + len(buffer) - filled]
+            buffer[filled : filled + len(part)] = part
+            done, filled = done + len(part), filled + len(part)
+            bar.update(len(part))
+            bar.total = min(bar.n / share, limit * S) if share else None
+            if filled == len(buffer):
+                save_shards(config, meta, buffer)
+                meta["position"] = {"piece": piece, "row": row, "tokens": done}
+                write_meta(config.out, meta, tokenizer)
+                buffer, filled = buffer[:S], 0
+        if len(meta["shards"]) >= limit:
+            break  # the counts below are of the batches before the position
+        for key, n in (("bytes", size), ("mended", mended), ("skipped", len(skipped))):
+            meta[key] += n
+    else:
+        if filled or not meta["shards"]:
+            save_shards(config, meta, buffer[:filled])
+        meta |= {"position": {"piece": len(pieces), "row": 0, "tokens": 0}, "done": True}
+        write_meta(config.out, meta, tokenizer)
+    bar.close()
+
+
+def report_skipped(skipped, config, nothing_yet):
+    """Name the rows without a text; fatal with --strict, and where not one row so far has had any."""
+    if skipped and (config.strict or nothing_yet):
+        fail(f"{skipped[0]}" + (": repair it, or without --strict it is skipped" if config.strict else
+                                ", as in every row so far: is --text_key right?"))
+    for line in skipped:
+        tqdm.write(f"skipped: {line}", file=sys.stderr)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 5 the program: what is asked for, what is there already
+
+def check_config(config):
+    """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
+    for name, value in asdict(config).items():
+        if type(value) is int and value < (1 if name == "shard_size" else 0):
+            fail(f"--{name}={value}: must be at least {1 if name == 'shard_size' else 0}")
+    m = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
+    if not m or not 1 <= int(m[1]) <= int(m[2]):
+        fail(f"--part={config.part}: the third of eight is --part=3/8")
+    if config.max_shards == 1 and int(m[1]) == 1:
+        fail("--max_shards=1: the first shard is validation, there would be none to train on: try --max_shards=2")
+    return int(m[1]), int(m[2])
+
+
+def describe(config, files):
+    """The settings that the bytes of the shards depend on -> dict of texts and numbers"""
+    source = f"{config.dataset} {config.name}"
+    if files is not None:  # by names and sizes: to compare every byte would take as long as to make the shards
+        names = hashlib.sha256("".join(f"{os.path.basename(p)} {os.path.getsize(p)}\n" for p in files).encode())
+        source = f"{len(files)} files, {sum(map(os.path.getsize, files))} bytes, {names.hexdigest()[:16]}"
+    tokenizer = config.tokenizer
+    if os.path.isfile(tokenizer):
+        with open(tokenizer, "rb") as f:
+            tokenizer = f"{os.path.basename(tokenizer)} {hashlib.sha256(f.read()).hexdigest()[:16]}"
+    return {"source": source, "text_key": config.text_key, "tokenizer": tokenizer, "shard_size": config.shard_size,
+            "val_tokens": config.val_tokens}
+
+
+def find_work(config, settings, k, n):
+    """The meta.json that an earlier run of this part has left -> dict, or None. Other settings are refused."""
+    mine, out = None, glob.escape(config.out)
+    paths = glob.glob(os.path.join(out, "meta*.json"))
+    if not paths and glob.glob(os.path.join(out, "*_*_*.npy")):
+        fail(f"{config.out} holds shards without a meta.json, which another program has made: choose another --out")
+    for path in paths:
+        meta = read_meta(path)
+        theirs = {**meta["settings"], "parts": meta["part"][1]}
+        for key, value in {**settings, "parts": n}.items():
+            if theirs.get(key) != value:
+                fail(f"{config.out} was made with another {key} ({theirs.get(key)}, not {value}): choose another --out")
+        if meta["part"] == [k, n]:
+            mine = meta
+    for shard in mine["shards"] if mine else []:
+        if problem := shard_problem(os.path.join(config.out, shard["name"]), shard["tokens"], mine["dtype"]):
+            fail(f"{problem}: delete {config.out} and start over, or choose another --out")
+    for path in glob.glob(os.path.join(out, "*.tmp*")):  # what a killed run has left half written
+        m = re.search(r"_(\d{6})\.npy\.tmp", path)  # but nothing of another part, which may be running
+        if int(m[1]) // (10**6 // n) == k - 1 if m else f"{meta_name(k, n)}.tmp" in path or n == 1:
+            os.remove(path)
+    return mine
+
+
+def estimate_tokens(config, files, n):
+    """About how many tokens a part will have, rather too few, or 0 if nothing is known: is there space for them?"""
+    tokens = int(m[1]) * 1e9 if (m := re.search(r"(\d+)BT", config.name)) else 0
+    if files is not None:
+        size = sum(os.path.getsize(p) * (2 if p.endswith((".gz", ".parquet")) else 1) for p in files)
+        tokens = size / (3 if config.tokenizer == "char" else 6)
+    return min(tokens / n, (config.max_shards or 10**6) * config.shard_size)
+
+
+def make_shards(config):
+    k, n = check_config(config)
+    config.workers = config.workers or os.cpu_count()
+    files = list_files(config.files) if config.files else None
+    settings = describe(config, files)
+    meta = find_work(config, settings, k, n)
+    if meta and (meta["done"] or 0 < config.max_shards <= len(meta["shards"])):
+        return report(config, meta, "everything is there already: ")
+    pieces = files or load_hub(config)
+    if len(pieces) < n:
+        fail(f"--part={config.part}: parts are whole input files, of which there are {len(pieces)}: try "
+             f"--part=1/{len(pieces)}")
+    if meta:
+        tokenizer = meta_tokenizer(config.out, meta)
+    else:  # of the whole corpus, not of this part: machines that know nothing of each other make the same one
+        batches = read_batches(pieces, 0, 0, config.text_key)
+        if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
+            print(f"first, the tokenizer {config.tokenizer} is made from the corpus", flush=True)
+        texts = itertools.chain.from_iterable(parse_rows(b, pieces, config.text_key)[0] for b in batches)
+        tokenizer = make_tokenizer(config.tokenizer, texts)
+        spec = {"name": "bpe"} if tokenizer.spec["name"] == "bpe" else tokenizer.spec
+        meta = {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
+                "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32", "done": False,
+                **dict.fromkeys(COUNTS, 0),
+                "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
+    meta["max_shards"] = config.max_shards
+    try:
+        os.makedirs(config.out, exist_ok=True)
+        need = np.dtype(meta["dtype"]).itemsize * (estimate_tokens(config, files, n) - meta["tokens"])
+        free = shutil.disk_usage(config.out).free
+        if need > free:
+            fail(f"the shards will take about {need / 1e6:,.1f} MB, {config.out} has {free / 1e6:,.1f} MB free: choose "
+                 "another --out, or fewer shards with --max_shards")
+        write_meta(config.out, meta, tokenizer)
+    except OSError as e:
+        fail(f"cannot write to {config.out} ({e.strerror}): choose another --out")
+    fill_shards(config, meta, tokenizer, pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n])
+    report(config, meta, "")
+
+
+def report(config, meta, what):
+    """What there is now, and what to type next."""
+    known = meta["tokens"] - meta["position"]["tokens"]  # the tokens of the bytes that are counted
+    print(f"{what}{meta['documents']:,} documents, {meta['tokens']:,} tokens in {len(meta['shards'])} shards"
+          + (f", {meta['bytes'] / known:.2f} bytes a token" if known else "")
+          + (f"; {meta['mended']:,} documents with U+FFFD for what is no Unicode" if meta["mended"] else "")
+          + (f"; {meta['skipped']:,} rows without a text skipped" if meta["skipped"] else "")
+          + ("" if meta["done"] else "; a larger --max_shards goes on"))
+    root = "" if config.out == ShardConfig.out else f" --data_root={config.out}"
+    if meta["part"][1] > 1:
+        print(f"next, when all {meta['part'][1]} parts are in one directory: python fineweb.py --check={config.out}")
+    else:
+        print(f"next: python train_gpt2.py{root}{' --preset=laptop' if meta['tokens'] < 50e6 else ''}")
+
+
+def check_directory(root):
+    """Verify every byte of the shards in a directory -> list of what is wrong, one line each"""
+    metas = [read_meta(path) for path in sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))]
+    if not metas:
+        fail(f"{root} has no meta.json: it is not a directory of shards made by this program")
+    problems = [f"meta.json of part {m['part']} has other settings than that of part {metas[0]['part']}" for m in metas
+                if any(m[key] != metas[0][key] for key in ("settings", "tokenizer", "n_vocab", "eot", "dtype"))]
+    parts, n = [meta["part"][0] for meta in metas], metas[0]["part"][1]
+    problems += [f"part {k} of {n} is missing" for k in range(1, n + 1) if k not in parts]
+    problems += [f"part {meta['part'][0]} of {n} is not finished: the command that began it goes on" for meta in metas
+                 if not meta["done"] and not 0 < meta["max_shards"] <= len(meta["shards"])]
+    meta_tokenizer(root, metas[0])  # or it says what is wrong and ends here
+    known = [(meta, shard) for meta in metas for shard in meta["shards"]]
+    here = {os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(root), "*_*_*.npy"))}
+    problems += [f"{name} is in no meta.json" for name in sorted(here - {shard["name"] for _, shard in known})]
+    for meta, shard in tqdm(known, desc="checking", unit="shard", disable=None):
+        problems += filter(None, [check_shard(os.path.join(root, shard["name"]), meta, shard)])
+    return problems
+
+
+def check_shard(path, meta, shard):
+    """The first thing that is wrong with a shard -> text, or None"""
+    if problem := shard_problem(path, shard["tokens"], meta["dtype"]):
+        return problem
+    found, tokens = hashlib.sha256(), np.load(path, mmap_mode="r")
+    if int(tokens.max()) >= meta["n_vocab"]:
+        return f"{path} has token {tokens.max()} at offset {int(tokens.argmax())}: there are only {meta['n_vocab']}"
+    if (documents := count(tokens, meta["eot"])) != shard["documents"]:
+        return f"{path} has {documents} documents, not {shard['documents']}"
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            found.update(block)
+    if found.hexdigest() != shard["sha256"]:
+        return f"{path} has changed since it was made: its sha256 is another one"
+
+
+def main(argv):
+    config, _ = parse_flags(argv, __doc__, {}, ShardConfig)
+    if config.check:
+        problems = check_directory(config.check)
+        print("\n".join(problems) or f"{config.check}: every shard is as it was made")
+        raise SystemExit(1 if problems else 0)
+    try:
+        make_shards(config)
+    except KeyboardInterrupt:
+        print(f"stopped: finished shards are in {config.out}, the same command goes on after them", file=sys.stderr)
+        raise SystemExit(130) from None
+    except OSError as e:  # of a disk that fills up between two shards, say
+        fail(f"{e.filename or config.out}: {e.strerror or e}: finished shards stay; the same command goes on")
+
+
+# ----------------------------------------------------------------------------------------------------
+# 6 for train_gpt2.py: a run's log, its checkpoints, what can happen to it
 
 def tensorboard_writer():
     """The class SummaryWriter, or one line and exit code 2 where the package is missing."""
@@ -523,7 +1204,37 @@ def check_kernels(arch_list, major, minor):
 
 
 # ----------------------------------------------------------------------------------------------------
-# GPT-2 in Hugging Face's files: config.json and model.safetensors
+# 7 for train_gpt2.py: how much of a GPU's peak is used
+
+PEAKS = {  # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice as large)
+    "V100-SXM2": 125, "T4": 65, "A10": 125, "A100": 312, "L4": 121, "L40S": 362, "RTX 3090": 71, "RTX 4090": 165,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "B200": 2250,
+}
+
+
+def flops_per_token(model, T):
+    """
+    Forward and backward of one token (Chowdhery et al. 2022, appendix B): 6 for each weight but wpe's, which is not
+    multiplied with, and attention to T tokens, the causal half not taken off. 8.55e8 for 124M at T = 1024.
+    """
+    n = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
+    return 6 * n + 12 * model.config.n_layer * model.config.n_embd * T
+
+
+def mfu(card, model, T, tokens_per_second):
+    """
+    What share of the card's peak the model's own arithmetic is -> " | mfu 41.2%"; "" for a card that is not in PEAKS.
+    card: as torch.cuda.get_device_name calls it, "NVIDIA H100 80GB HBM3".
+    """
+    # a Ti, a laptop's chip or a slice of a card has the name of the card, and another peak
+    names = [name for name in PEAKS if re.search(rf"\b{name}\b(?!.*\b(Ti|D|SUPER|Laptop|Max-Q|MIG)\b)", card)]
+    if not names:
+        return ""
+    return f" | mfu {100 * flops_per_token(model, T) * tokens_per_second / PEAKS[max(names, key=len)] / 1e12:.1f}%"
+
+
+# ----------------------------------------------------------------------------------------------------
+# 8 for train_gpt2.py: GPT-2 in Hugging Face's files, config.json and model.safetensors
 
 # where other values make another model than ours, the config must have these (or not mention them)
 HF_CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None,
@@ -570,709 +1281,6 @@ def write_hugging_face(folder, shape, eot, weights):
                        ("generation_config.json", json.dumps({**tokens, "transformers_version": "4.50.0"}))):
         with atomic_write(os.path.join(folder, file)) as f:
             f.write(data if isinstance(data, bytes) else data.encode())
-
-
-# ----------------------------------------------------------------------------------------------------
-# tokenizers
-
-class GPT2Tokenizer:
-    """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in assets/: no download."""
-    # how text is cut before BPE: contractions, then letters, digits and other signs, each with one space before it
-    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-    def __init__(self):
-        import tiktoken
-        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
-            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in f)}
-        self.eot = len(ranks)  # 50256, the one token that no text can contain
-        self.n_vocab = self.eot + 1
-        self.spec = {"name": "gpt2"}
-        self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
-                                     special_tokens={"<|endoftext|>": self.eot})
-
-    def encode(self, text):
-        return self.encode_batch([text])[0].tolist()
-
-    def encode_batch(self, texts):
-        # no allowed specials: "<|endoftext|>" in a text is 13 characters, not the token
-        encode = functools.partial(self.bpe.encode_to_numpy, allowed_special=set(), disallowed_special=())
-        try:
-            return [encode(text) for text in texts]
-        except ValueError:  # a million spaces in a row are too much for tiktoken's regex: cut where they are
-            return [np.concatenate([encode(part) for part in re.split(r"(\s{100000})", text)]) for text in texts]
-
-    def decode(self, ids):
-        return self.bpe.decode(list(ids), errors="replace")
-
-
-class CharTokenizer:
-    """A token per character: id 0 is <|endoftext|>, then the characters in sorted order. Small enough for a laptop."""
-
-    def __init__(self, chars):
-        self.chars = ["<|endoftext|>", *chars]
-        self.ids = np.zeros(0x110000, dtype=np.uint32)  # of every character in Unicode; 0: not in this vocabulary
-        self.ids[[ord(c) for c in chars]] = range(1, len(self.chars))
-        self.eot, self.n_vocab = 0, len(self.chars)
-        self.spec = {"name": "char", "chars": "".join(chars)}
-
-    def encode(self, text):
-        return self.encode_batch([text])[0].tolist()
-
-    def encode_batch(self, texts):
-        arrays = [self.ids[np.frombuffer(t.encode("utf-32-le", "surrogatepass"), dtype="<u4")] for t in texts]
-        for text, ids in zip(texts, arrays, strict=True):
-            if not ids.all():
-                fail(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
-                     f"{self.n_vocab - 1} characters it was made from", by="")
-        return arrays
-
-    def decode(self, ids):
-        return "".join(self.chars[i] for i in ids)
-
-
-class BPETokenizer:
-    """What a tokenizer.json of Hugging Face's tokenizers says. `text`: its contents, which are also the spec."""
-    EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # whoever trained it chose one of these
-
-    def __init__(self, text):
-        from tokenizers import Tokenizer
-        self.spec = {"name": "bpe", "json": text}
-        self.bpe = Tokenizer.from_str(text)
-        self.bpe.encode_special_tokens = True  # "<|endoftext|>" in a text is 13 characters here too
-        self.bpe.no_truncation()
-        self.bpe.no_padding()
-        vocab = self.bpe.get_vocab(with_added_tokens=True)
-        name = next((t for t in self.EOT if t in vocab), None)
-        if name is None or vocab[name] in self.encode(name):  # not special: a text could spell it
-            fail(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special token: documents need one")
-        self.eot, self.n_vocab = vocab[name], max(vocab.values()) + 1
-
-    def encode(self, text):
-        return self.bpe.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts):
-        return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(self, ids):
-        return self.bpe.decode(list(ids), skip_special_tokens=False)
-
-
-@functools.lru_cache(maxsize=1)
-def gpt2_tokenizer():
-    """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
-    return GPT2Tokenizer()
-
-
-def train_bpe(texts, n_vocab):
-    """
-    Byte-level BPE (Sennrich et al. 2016; on bytes, as in GPT-2) of n_vocab tokens, learned from the first 100M
-    characters of the texts -> tokenizer.json, as text. The same texts give the same tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    def beginning(left=100_000_000):
-        for text in texts:
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                return
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # cuts text as GPT-2 does
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is without tokens
-    bpe.train_from_iterator(beginning(), trainers.BpeTrainer(
-        vocab_size=n_vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
-    return bpe.to_str()
-
-
-def fetch_tokenizer(name):
-    """A tokenizer.json, a directory with one, or the name of a model on the hub -> its contents."""
-    path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
-    try:
-        if not os.path.isfile(path):
-            if "/" not in name or name.endswith(".json"):
-                fail(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor a hub name such as "
-                     "Qwen/Qwen2-1.5B")
-            from huggingface_hub import hf_hub_download
-            path = hf_hub_download(name, "tokenizer.json")
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    except Exception as e:  # no network, no such model, no such file in it: each has an exception of its own
-        fail(f"cannot load the tokenizer {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
-
-
-def make_tokenizer(name, texts=()):
-    """The tokenizer called `name` (see --tokenizer) for an iterable of texts, which only char and bpe:N look at."""
-    if name == "gpt2":
-        return gpt2_tokenizer()
-    if name == "char":
-        return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
-    m = re.fullmatch(r"bpe:(\d+)", name)
-    if m and int(m[1]) < 257:
-        fail(f"--tokenizer={name}: at least bpe:257, a token for each byte and <|endoftext|>")
-    return load_tokenizer({"name": "bpe", "json": train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name)})
-
-
-def load_tokenizer(spec):
-    """The inverse of tokenizer.spec."""
-    if spec["name"] == "gpt2":
-        return gpt2_tokenizer()
-    if spec["name"] == "char":
-        return CharTokenizer(spec["chars"])
-    try:
-        return BPETokenizer(spec["json"])
-    except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
-        fail(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
-
-
-def saved_spec(folder):
-    """The spec of the tokenizer that `play.py export` wrote into folder. A GPT-2 from elsewhere has GPT-2's."""
-    path = os.path.join(folder, "tokenizer_spec.json")
-    if not os.path.isfile(path):
-        return {"name": "gpt2"}
-    try:
-        with open(path, encoding="utf-8") as f:
-            spec = json.load(f)
-        if load_tokenizer(spec).spec["name"] == spec["name"]:
-            return spec
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    fail(f"{path} describes no tokenizer: was it written by python play.py export?")
-
-
-def tokenize_file(path, tokenizer_name):
-    """A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as uint32 arrays."""
-    with open(path, encoding="utf-8", errors="replace") as f:
-        text = f.read()
-    tokenizer, cut = make_tokenizer(tokenizer_name, [text]), int(0.9 * len(text))
-    return tokenizer, *([np.array(tokenizer.encode(part), dtype=np.uint32)] for part in (text[:cut], text[cut:]))
-
-
-# ----------------------------------------------------------------------------------------------------
-# documents: from files and datasets to rows, from rows to tokens
-
-BATCH_BYTES = 256_000  # a worker's portion: large enough that handing it over costs nothing, small enough to wait for
-AHEAD_BYTES = 32_000_000  # and so much may wait its turn: a second or two of work for two cores
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
-
-
-@dataclass
-class ShardConfig:
-    dataset: str = "HuggingFaceFW/fineweb-edu"  # on the Hugging Face hub, or a directory
-    name: str = "sample-10BT"      # a part of it: sample-100BT, sample-350BT, a crawl such as CC-MAIN-2024-10
-    stream: bool = True            # read it as it arrives; --no-stream downloads all of it first (50 GB of cache)
-    files: str = ""                # local files instead: 'data/*.jsonl'; .txt (a document each), .jsonl(.gz), .parquet
-    text_key: str = "text"         # where a row keeps its text
-    tokenizer: str = "gpt2"        # gpt2, char, bpe:8000 (learned from the corpus), a tokenizer.json, a hub name
-    out: str = "edu_fineweb10B"    # the directory for the shards and meta.json
-    shard_size: int = 100_000_000  # tokens in a shard: 200 MB
-    max_shards: int = 0            # stop after so many; 0: the whole corpus
-    val_tokens: int = 0            # of a corpus under two shards, so many tokens are validation; 0: a tenth
-    part: str = "1/1"              # k/n: make the k-th of n parts, each perhaps on a machine of its own
-    workers: int = 0               # threads that tokenize; 0: one for each core
-    strict: bool = False           # end at a malformed row, which otherwise is named, skipped and counted
-    check: str = ""                # make nothing, verify every byte of the shards in this directory
-
-
-def list_files(pattern):
-    """The regular files that a glob pattern means, sorted -> list of paths"""
-    paths = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
-    if not paths:
-        fail(f"--files={pattern}: there is no such file")
-    if wrong := [path for path in paths if not path.endswith(SUFFIXES)]:
-        fail(f"--files={pattern}: {wrong[0]} is none of {', '.join(SUFFIXES)}")
-    return paths
-
-
-def load_hub(config):
-    """The dataset on the hub as a list of pieces, in order: its files when streaming, else ranges of rows."""
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        if config.stream and not os.path.exists(config.dataset):
-            with contextlib.suppress(urllib.error.HTTPError):  # it answers, that will do
-                urllib.request.urlopen(hub, timeout=30).close()  # the library would try six times, for half a minute
-        from datasets import load_dataset
-        data = load_dataset(config.dataset, name=config.name or None, split="train", streaming=config.stream)
-    except Exception as e:  # no network, no such dataset, no space: its libraries have many ways to say it
-        fail(f"cannot load {config.dataset} {config.name} from {hub} ({' '.join(str(e).split())[:150]}): set "
-             "HF_ENDPOINT to a mirror, or take text of your own with --files='data/*.jsonl'")
-    n = data.num_shards if config.stream else min(1000, max(1, len(data)))
-    return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
-
-
-def piece_name(pieces, i):
-    return pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
-
-
-def read_rows(piece, start, text_key):
-    """Yield (share of the piece that is read, row) from row `start` on: a text (str or bytes); of .jsonl a line."""
-    if not isinstance(piece, str):  # of a dataset
-        for row in piece.skip(start):
-            yield 0.0, row.get(text_key)
-    elif piece.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        with pq.ParquetFile(piece, pre_buffer=False) as f:  # pre_buffer would hold a whole row group in memory
-            n, groups = f.metadata.num_rows, list(range(f.num_row_groups))
-            done = 0
-            while groups and done + f.metadata.row_group(groups[0]).num_rows <= start:
-                done += f.metadata.row_group(groups.pop(0)).num_rows  # skipped unread
-            for batch in f.iter_batches(1000, row_groups=groups, columns=[text_key]):
-                column = batch.column(0).cast(pa.large_binary())  # bytes: what is not UTF-8 is dealt with in as_text
-                for row in column.slice(max(0, start - done)).to_pylist():
-                    yield max(start, done) / n, row
-                done += len(column)
-    elif piece.endswith(".txt"):
-        with open(piece, "rb") as f:
-            yield from [(1.0, f.read())][start:]
-    else:
-        with open(piece, "rb") as raw, gzip.open(raw) if piece.endswith(".gz") else raw as f:
-            for line in itertools.islice(f, start, None):
-                yield raw.tell() / os.path.getsize(piece), line
-
-
-def read_batches(pieces, first, start, text_key):
-    """
-    Yield (number of the piece, of the first row in it, rows, share of all that is read, bytes), about BATCH_BYTES each,
-    from row `start` of the piece `first` on. What can be read no further, a truncated .gz, say, ends the program.
-    """
-    for i in range(first, len(pieces)):
-        rows, size = [], 0
-        try:
-            for share, row in read_rows(pieces[i], start, text_key):
-                rows.append(row)
-                size += len(row) if isinstance(row, (str, bytes)) else 0
-                if size >= BATCH_BYTES:
-                    yield i, start, rows, (i + share) / len(pieces), size
-                    start, rows, size = start + len(rows), [], 0
-        except Exception as e:  # damaged, gone, the network: each library has an exception of its own
-            fail(f"cannot read {piece_name(pieces, i)} after row {start + len(rows)} ({type(e).__name__}: "
-                 f"{' '.join(str(e).split())[:150]}): finished shards stay; the same command goes on after them")
-        if rows:
-            yield i, start, rows, (i + 1) / len(pieces), size
-        start = 0
-
-
-def as_text(row, is_json, text_key):
-    """A row -> its text, its UTF-8 bytes, was anything replaced by U+FFFD? Raises ValueError where there is no text."""
-    broken = False
-    if isinstance(row, bytes):
-        try:
-            row = row.decode()
-        except UnicodeDecodeError:
-            row, broken = row.decode(errors="replace"), True
-    if is_json:
-        try:
-            row = json.loads(row.removeprefix("\ufeff"), strict=False)  # not strict: control characters may be bare
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        row = row.get(text_key) if isinstance(row, dict) else None
-    if not isinstance(row, str):
-        raise ValueError(f"no text under {text_key!r}")
-    try:
-        return row, len(row.encode()), broken
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell: no character at all
-        row = re.sub("[\ud800-\udfff]", "\ufffd", row)
-        return row, len(row.encode()), True
-
-
-def parse_rows(batch, pieces, text_key):
-    """A batch of read_batches -> its texts, their size in bytes, how many had to be mended, what was skipped and why"""
-    i, start, rows, *_ = batch
-    is_json = isinstance(pieces[i], str) and pieces[i].endswith((".jsonl", ".jsonl.gz"))
-    texts, size, mended, skipped = [], 0, 0, []
-    for number, row in enumerate(rows, start + 1):
-        if is_json and not row.strip():
-            continue  # an empty line, as at the end of many files
-        try:
-            text, n, broken = as_text(row, is_json, text_key)
-        except ValueError as e:
-            skipped.append(f"{piece_name(pieces, i)}, line {number}: {e}")
-            continue
-        texts.append(text)
-        size, mended = size + n, mended + broken
-    return texts, size, mended, skipped
-
-
-def encode_rows(batch, tokenizer, dtype, pieces, text_key):
-    """The same with one array of tokens instead of the texts: each document after an <|endoftext|>"""
-    texts, *counts = parse_rows(batch, pieces, text_key)
-    encoded = tokenizer.encode_batch(texts)
-    tokens, end = np.empty(sum(map(len, encoded)) + len(encoded), dtype=dtype), 0
-    for ids in encoded:
-        tokens[end] = tokenizer.eot
-        tokens[end + 1 : end + 1 + len(ids)] = ids
-        end += 1 + len(ids)
-    return tokens, *counts
-
-
-def in_order(function, batches, workers):
-    """
-    Like map(function, batches), by threads, and only a bit ahead. Threads are enough: the tokenizers are written in
-    Rust and let go of Python's lock while they work. So nothing is copied, and it is the same on every system.
-    """
-    pool, waiting, ahead = ThreadPoolExecutor(workers), deque(), 0
-    try:
-        for batch in itertools.chain(batches, [None]):  # None: no more to come
-            if batch:
-                ahead += batch[-1]
-                waiting.append((batch, pool.submit(function, batch)))
-            # enough for the workers to go on with while a shard is hashed and flushed to the disk
-            while waiting and (not batch or ahead > AHEAD_BYTES and len(waiting) > workers):
-                first, future = waiting.popleft()
-                ahead -= first[-1]
-                yield first, future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for what is queued
-
-
-# ----------------------------------------------------------------------------------------------------
-# shards, and meta.json beside them
-
-COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
-
-
-def meta_name(k, n):
-    return "meta.json" if n == 1 else f"meta-{k}-of-{n}.json"
-
-
-def write_meta(out, meta, tokenizer):
-    """meta.json, by rename. A tokenizer in Hugging Face's format goes into tokenizer.json, as usual."""
-    k, n = meta["part"]
-    if tokenizer.spec["name"] == "bpe" and not os.path.exists(os.path.join(out, "tokenizer.json")):
-        with atomic_write(os.path.join(out, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
-            f.write(tokenizer.spec["json"])
-    with atomic_write(os.path.join(out, meta_name(k, n)), "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=1)
-
-
-def read_meta(path):
-    """A meta.json -> dict, its types and names checked: whoever sends us a directory shall not choose what we open."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
-        ok = (os.path.isfile(path) and type(meta["done"]) is bool and isinstance(meta["settings"], dict)
-              and all(type(meta[key]) is int for key in (*COUNTS, "n_vocab", "eot", "max_shards"))
-              and meta["dtype"] in ("uint16", "uint32") and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
-              and all(re.fullmatch(r"\w+_(train|val)_\d{6}\.npy", s["name"]) and type(s["tokens"]) is int
-                      and type(s["documents"]) is int and type(s["sha256"]) is str for s in meta["shards"])
-              and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
-              and len(meta["part"]) == 2 and 1 <= int(meta["part"][0]) <= int(meta["part"][1]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ok, meta = False, None
-    if not ok:
-        fail(f"{path} is damaged: delete it and its shards, and run python fineweb.py again", by="LOCAL_RANK")
-    return meta
-
-
-def meta_tokenizer(out, meta):
-    """The tokenizer that meta.json names."""
-    spec = dict(meta["tokenizer"])
-    if spec["name"] == "bpe":
-        try:
-            with open(os.path.join(out, "tokenizer.json"), encoding="utf-8", newline="") as f:
-                spec["json"] = f.read()
-        except OSError as e:
-            fail(f"{out}/tokenizer.json, which meta.json speaks of, cannot be read ({e.strerror})", by="LOCAL_RANK")
-    if spec["name"] == "char" and type(spec.get("chars")) is not str:
-        fail(f"{out}/meta.json names a char tokenizer without characters", by="LOCAL_RANK")
-    tokenizer = load_tokenizer(spec)
-    if (tokenizer.n_vocab, tokenizer.eot) != (meta["n_vocab"], meta["eot"]):
-        fail(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks of {meta['n_vocab']}: they do not "
-             "belong together", by="LOCAL_RANK")
-    return tokenizer
-
-
-def load_meta(root):
-    """
-    The tokenizer of a directory of shards: GPT-2's where there is no meta.json, as in those of the original's
-    fineweb.py. Shards that meta.json speaks of must be there, in the size that it says; their bytes are for --check.
-    """
-    paths = sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
-    metas = [read_meta(path) for path in paths]
-    for meta, path in zip(metas, paths, strict=True):
-        if meta["tokenizer"] != metas[0]["tokenizer"] or meta["n_vocab"] != metas[0]["n_vocab"]:
-            fail(f"{path} and {paths[0]} have different tokenizers: they do not belong together", by="LOCAL_RANK")
-        for shard in meta["shards"]:
-            if problem := shard_problem(os.path.join(root, shard["name"]), shard["tokens"], meta["dtype"]):
-                fail(f"{problem}: python fineweb.py --check={root} says what else is wrong", by="LOCAL_RANK")
-    return meta_tokenizer(root, metas[0]) if metas else gpt2_tokenizer()
-
-
-def shard_problem(path, tokens, dtype):
-    """What is wrong with a shard as far as its header tells -> text, or None. A pipe or a device is not even opened."""
-    try:
-        if not os.path.isfile(path):
-            return f"{path} is missing"
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
-        if shard.shape != (tokens,) or shard.dtype != dtype:
-            return f"{path} holds {shard.dtype} of shape {shard.shape}, not {tokens:,} tokens of {dtype}"
-    except (OSError, ValueError, EOFError) as e:
-        return f"{path} is not a token shard ({e})"
-
-
-def count(tokens, token):
-    """How often it stands there. A piece at a time: the comparison of a whole shard would take 100 MB."""
-    return sum(int((tokens[i : i + 2**20] == token).sum()) for i in range(0, len(tokens), 2**20))
-
-
-def save_shard(out, meta, tokens):
-    """Write the next shard, read it back, and only then give it its name. Adds to meta["shards"]."""
-    k, n = meta["part"]
-    index = (k - 1) * (10**6 // n) + len(meta["shards"])
-    if len(meta["shards"]) >= 10**6 // n:
-        fail(f"part {k} of {n} has room for {10**6 // n} shards only: make them larger with --shard_size")
-    path = os.path.join(out, f"edufineweb_{'train' if index else 'val'}_{index:06d}.npy")
-    try:
-        if shutil.disk_usage(out).free < tokens.nbytes:
-            raise OSError(28, "No space left on device")
-        with atomic_write(path) as f:
-            np.save(f, tokens)
-            f.flush()
-            with open(f.name, "rb") as again:
-                header = again.read(f.tell() - tokens.nbytes)
-                expected, found = hashlib.sha256(header), hashlib.sha256(header)
-                expected.update(tokens)
-                while block := again.read(2**20):
-                    found.update(block)
-            if found.digest() != expected.digest():
-                raise OSError(5, "it reads back differently")
-    except OSError as e:
-        fail(f"cannot write {path}, {tokens.nbytes / 1e6:,.1f} MB ({e.strerror}): {len(meta['shards'])} finished "
-             "shards stay; make room and run the same command again")
-    meta["shards"].append({"name": os.path.basename(path), "tokens": len(tokens), "sha256": found.hexdigest(),
-                           "documents": count(tokens, meta["eot"])})
-    meta["tokens"] += len(tokens)
-    meta["documents"] += meta["shards"][-1]["documents"]
-    tqdm.write(f"{path}: {len(tokens):,} tokens, {meta['shards'][-1]['documents']:,} documents begin in it")
-
-
-def save_shards(config, meta, tokens):
-    """Write what has come together as shards. The first two at once: only then do we know how much is validation."""
-    S, cut = config.shard_size, 0
-    if not meta["shards"] and meta["part"][0] == 1:
-        cut = S if len(tokens) == 2 * S else min(config.val_tokens or len(tokens) // 10 or 1, S)
-        if not cut < len(tokens):
-            fail(f"a corpus of {len(tokens)} tokens has none left to train on, with {cut} for validation")
-        save_shard(config.out, meta, tokens[:cut])
-    for start in range(cut, len(tokens), S):
-        save_shard(config.out, meta, tokens[start : start + S])
-
-
-def fill_shards(config, meta, tokenizer, pieces):
-    """
-    Tokenize the pieces from meta["position"] on, write a shard whenever one is full, and then meta.json. The position:
-    a piece, a row in it, and how many tokens from that row on are in shards. Whatever stops us, we start there again.
-    """
-    S, limit, start = config.shard_size, config.max_shards or 10**6, meta["position"]
-    buffer, filled = np.empty(S if meta["shards"] or meta["part"][0] > 1 else 2 * S, meta["dtype"]), 0
-    encode = functools.partial(encode_rows, tokenizer=tokenizer, dtype=meta["dtype"], pieces=pieces,
-                               text_key=config.text_key)
-    batches = read_batches(pieces, start["piece"], start["row"], config.text_key)
-    old = start["tokens"]  # these are in shards already
-    bar = tqdm(desc=config.out, initial=meta["tokens"], unit="tok", unit_scale=True, disable=None)
-    for (piece, row, _, share, _), (tokens, size, mended, skipped) in in_order(encode, batches, config.workers):
-        report_skipped(skipped, config, nothing_yet=not len(tokens) and not meta["bytes"])
-        done, old = min(old, len(tokens)), max(0, old - len(tokens))
-        while done < len(tokens) and len(meta["shards"]) < limit:
-            part = tokens[done : done + len(buffer) - filled]
-            buffer[filled : filled + len(part)] = part
-            done, filled = done + len(part), filled + len(part)
-            bar.update(len(part))
-            bar.total = min(bar.n / share, limit * S) if share else None
-            if filled == len(buffer):
-                save_shards(config, meta, buffer)
-                meta["position"] = {"piece": piece, "row": row, "tokens": done}
-                write_meta(config.out, meta, tokenizer)
-                buffer, filled = buffer[:S], 0
-        if len(meta["shards"]) >= limit:
-            break  # the counts below are of the batches before the position
-        for key, n in (("bytes", size), ("mended", mended), ("skipped", len(skipped))):
-            meta[key] += n
-    else:
-        if filled or not meta["shards"]:
-            save_shards(config, meta, buffer[:filled])
-        meta |= {"position": {"piece": len(pieces), "row": 0, "tokens": 0}, "done": True}
-        write_meta(config.out, meta, tokenizer)
-    bar.close()
-
-
-def report_skipped(skipped, config, nothing_yet):
-    """Name the rows without a text; fatal with --strict, and where not one row so far has had any."""
-    if skipped and (config.strict or nothing_yet):
-        fail(f"{skipped[0]}" + (": repair it, or without --strict it is skipped" if config.strict else
-                                ", as in every row so far: is --text_key right?"))
-    for line in skipped:
-        tqdm.write(f"skipped: {line}", file=sys.stderr)
-
-
-# ----------------------------------------------------------------------------------------------------
-# a run: what is asked for, what is there already
-
-def check_config(config):
-    """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
-    for name, value in asdict(config).items():
-        if type(value) is int and value < (1 if name == "shard_size" else 0):
-            fail(f"--{name}={value}: must be at least {1 if name == 'shard_size' else 0}")
-    m = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
-    if not m or not 1 <= int(m[1]) <= int(m[2]):
-        fail(f"--part={config.part}: the third of eight is --part=3/8")
-    if config.max_shards == 1 and int(m[1]) == 1:
-        fail("--max_shards=1: the first shard is validation, there would be none to train on: try --max_shards=2")
-    return int(m[1]), int(m[2])
-
-
-def describe(config, files):
-    """The settings that the bytes of the shards depend on -> dict of texts and numbers"""
-    source = f"{config.dataset} {config.name}"
-    if files is not None:  # by names and sizes: to compare every byte would take as long as to make the shards
-        names = hashlib.sha256("".join(f"{os.path.basename(p)} {os.path.getsize(p)}\n" for p in files).encode())
-        source = f"{len(files)} files, {sum(map(os.path.getsize, files))} bytes, {names.hexdigest()[:16]}"
-    tokenizer = config.tokenizer
-    if os.path.isfile(tokenizer):
-        with open(tokenizer, "rb") as f:
-            tokenizer = f"{os.path.basename(tokenizer)} {hashlib.sha256(f.read()).hexdigest()[:16]}"
-    return {"source": source, "text_key": config.text_key, "tokenizer": tokenizer, "shard_size": config.shard_size,
-            "val_tokens": config.val_tokens}
-
-
-def find_work(config, settings, k, n):
-    """The meta.json that an earlier run of this part has left -> dict, or None. Other settings are refused."""
-    mine, out = None, glob.escape(config.out)
-    paths = glob.glob(os.path.join(out, "meta*.json"))
-    if not paths and glob.glob(os.path.join(out, "*_*_*.npy")):
-        fail(f"{config.out} holds shards without a meta.json, which another program has made: choose another --out")
-    for path in paths:
-        meta = read_meta(path)
-        theirs = {**meta["settings"], "parts": meta["part"][1]}
-        for key, value in {**settings, "parts": n}.items():
-            if theirs.get(key) != value:
-                fail(f"{config.out} was made with another {key} ({theirs.get(key)}, not {value}): choose another --out")
-        if meta["part"] == [k, n]:
-            mine = meta
-    for shard in mine["shards"] if mine else []:
-        if problem := shard_problem(os.path.join(config.out, shard["name"]), shard["tokens"], mine["dtype"]):
-            fail(f"{problem}: delete {config.out} and start over, or choose another --out")
-    for path in glob.glob(os.path.join(out, "*.tmp*")):  # what a killed run has left half written
-        m = re.search(r"_(\d{6})\.npy\.tmp", path)  # but nothing of another part, which may be running
-        if int(m[1]) // (10**6 // n) == k - 1 if m else f"{meta_name(k, n)}.tmp" in path or n == 1:
-            os.remove(path)
-    return mine
-
-
-def estimate_tokens(config, files, n):
-    """About how many tokens a part will have, rather too few, or 0 if nothing is known: is there space for them?"""
-    tokens = int(m[1]) * 1e9 if (m := re.search(r"(\d+)BT", config.name)) else 0
-    if files is not None:
-        size = sum(os.path.getsize(p) * (2 if p.endswith((".gz", ".parquet")) else 1) for p in files)
-        tokens = size / (3 if config.tokenizer == "char" else 6)
-    return min(tokens / n, (config.max_shards or 10**6) * config.shard_size)
-
-
-def make_shards(config):
-    k, n = check_config(config)
-    config.workers = config.workers or os.cpu_count()
-    files = list_files(config.files) if config.files else None
-    settings = describe(config, files)
-    meta = find_work(config, settings, k, n)
-    if meta and (meta["done"] or 0 < config.max_shards <= len(meta["shards"])):
-        return report(config, meta, "everything is there already: ")
-    pieces = files or load_hub(config)
-    if len(pieces) < n:
-        fail(f"--part={config.part}: parts are whole input files, of which there are {len(pieces)}: try "
-             f"--part=1/{len(pieces)}")
-    if meta:
-        tokenizer = meta_tokenizer(config.out, meta)
-    else:  # of the whole corpus, not of this part: machines that know nothing of each other make the same one
-        batches = read_batches(pieces, 0, 0, config.text_key)
-        if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
-            print(f"first, the tokenizer {config.tokenizer} is made from the corpus", flush=True)
-        texts = itertools.chain.from_iterable(parse_rows(b, pieces, config.text_key)[0] for b in batches)
-        tokenizer = make_tokenizer(config.tokenizer, texts)
-        spec = {"name": "bpe"} if tokenizer.spec["name"] == "bpe" else tokenizer.spec
-        meta = {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
-                "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32", "done": False,
-                **dict.fromkeys(COUNTS, 0),
-                "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
-    meta["max_shards"] = config.max_shards
-    try:
-        os.makedirs(config.out, exist_ok=True)
-        need = np.dtype(meta["dtype"]).itemsize * (estimate_tokens(config, files, n) - meta["tokens"])
-        free = shutil.disk_usage(config.out).free
-        if need > free:
-            fail(f"the shards will take about {need / 1e6:,.1f} MB, {config.out} has {free / 1e6:,.1f} MB free: choose "
-                 "another --out, or fewer shards with --max_shards")
-        write_meta(config.out, meta, tokenizer)
-    except OSError as e:
-        fail(f"cannot write to {config.out} ({e.strerror}): choose another --out")
-    fill_shards(config, meta, tokenizer, pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n])
-    report(config, meta, "")
-
-
-def report(config, meta, what):
-    """What there is now, and what to type next."""
-    known = meta["tokens"] - meta["position"]["tokens"]  # the tokens of the bytes that are counted
-    print(f"{what}{meta['documents']:,} documents, {meta['tokens']:,} tokens in {len(meta['shards'])} shards"
-          + (f", {meta['bytes'] / known:.2f} bytes a token" if known else "")
-          + (f"; {meta['mended']:,} documents with U+FFFD for what is no Unicode" if meta["mended"] else "")
-          + (f"; {meta['skipped']:,} rows without a text skipped" if meta["skipped"] else "")
-          + ("" if meta["done"] else "; a larger --max_shards goes on"))
-    root = "" if config.out == ShardConfig.out else f" --data_root={config.out}"
-    if meta["part"][1] > 1:
-        print(f"next, when all {meta['part'][1]} parts are in one directory: python fineweb.py --check={config.out}")
-    else:
-        print(f"next: python train_gpt2.py{root}{' --preset=laptop' if meta['tokens'] < 50e6 else ''}")
-
-
-def check_directory(root):
-    """Verify every byte of the shards in a directory -> list of what is wrong, one line each"""
-    metas = [read_meta(path) for path in sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))]
-    if not metas:
-        fail(f"{root} has no meta.json: it is not a directory of shards made by this program")
-    problems = [f"meta.json of part {m['part']} has other settings than that of part {metas[0]['part']}" for m in metas
-                if any(m[key] != metas[0][key] for key in ("settings", "tokenizer", "n_vocab", "eot", "dtype"))]
-    parts, n = [meta["part"][0] for meta in metas], metas[0]["part"][1]
-    problems += [f"part {k} of {n} is missing" for k in range(1, n + 1) if k not in parts]
-    problems += [f"part {meta['part'][0]} of {n} is not finished: the command that began it goes on" for meta in metas
-                 if not meta["done"] and not 0 < meta["max_shards"] <= len(meta["shards"])]
-    meta_tokenizer(root, metas[0])  # or it says what is wrong and ends here
-    known = [(meta, shard) for meta in metas for shard in meta["shards"]]
-    here = {os.path.basename(p) for p in glob.glob(os.path.join(glob.escape(root), "*_*_*.npy"))}
-    problems += [f"{name} is in no meta.json" for name in sorted(here - {shard["name"] for _, shard in known})]
-    for meta, shard in tqdm(known, desc="checking", unit="shard", disable=None):
-        problems += filter(None, [check_shard(os.path.join(root, shard["name"]), meta, shard)])
-    return problems
-
-
-def check_shard(path, meta, shard):
-    """The first thing that is wrong with a shard -> text, or None"""
-    if problem := shard_problem(path, shard["tokens"], meta["dtype"]):
-        return problem
-    found, tokens = hashlib.sha256(), np.load(path, mmap_mode="r")
-    if int(tokens.max()) >= meta["n_vocab"]:
-        return f"{path} has token {tokens.max()} at offset {int(tokens.argmax())}: there are only {meta['n_vocab']}"
-    if (documents := count(tokens, meta["eot"])) != shard["documents"]:
-        return f"{path} has {documents} documents, not {shard['documents']}"
-    with open(path, "rb") as f:
-        while block := f.read(2**20):
-            found.update(block)
-    if found.hexdigest() != shard["sha256"]:
-        return f"{path} has changed since it was made: its sha256 is another one"
-
-
-def main(argv):
-    config, _ = parse_flags(argv, __doc__, {}, ShardConfig)
-    if config.check:
-        problems = check_directory(config.check)
-        print("\n".join(problems) or f"{config.check}: every shard is as it was made")
-        raise SystemExit(1 if problems else 0)
-    try:
-        make_shards(config)
-    except KeyboardInterrupt:
-        print(f"stopped: finished shards are in {config.out}, the same command goes on after them", file=sys.stderr)
-        raise SystemExit(130) from None
-    except OSError as e:  # of a disk that fills up between two shards, say
-        fail(f"{e.filename or config.out}: {e.strerror or e}: finished shards stay; the same command goes on")
 
 
 if __name__ == "__main__":
