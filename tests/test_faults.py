@@ -1,4 +1,5 @@
 """Facts about what happens to a run: kills, signals, full disks, numbers that are none, files that mean harm."""
+import json
 import os
 import resource
 import shutil
@@ -432,6 +433,53 @@ def test_mutated_shards(tmp_path):
 def test_mutated_checkpoints(tmp_path, checkpoint):
     """One line, or the very weights: every record has a checksum. (2,000 of them: -m slow.)"""
     fuzz_checkpoints(tmp_path, checkpoint, 100)
+
+
+@pytest.mark.parametrize("change", [
+    dict(n_layer=10**9), dict(n_embd=2**40, n_head=1), dict(vocab_size=-1), dict(n_positions="many"), dict(n_head=3),
+    dict(n_layer=1.5), dict(vocab_size=10**12),
+], ids=str)
+def test_a_hugging_face_directory_made_to_attack(change, tmp_path, capsys):
+    """Its config.json may ask for any size: nothing of that size is built."""
+    train_gpt2.GPT(train_gpt2.GPTConfig(8, 16, 1, 1, 8)).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SystemExit) as e:
+        train_gpt2.load_model(str(tmp_path / "hf"))
+    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def fuzz_file(path, load, n):
+    """Whatever bytes of a file are changed: exit code 2, or something loads."""
+    with open(path, "rb") as f:
+        good = f.read()
+
+    @given(damage)
+    @settings(max_examples=n, deadline=None, database=None)
+    def check(changes):
+        with open(path, "wb") as f:
+            f.write(mutated(good, changes))
+        try:
+            load()
+        except SystemExit as e:
+            assert e.code == 2
+    check()
+    with open(path, "wb") as f:
+        f.write(good)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_spec.json"])
+def test_mutated_hugging_face_directories(name, tmp_path):
+    train_gpt2.GPT(train_gpt2.GPTConfig(8, 16, 1, 1, 8)).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_spec.json").write_text(json.dumps({"name": "char", "chars": "abc"}))
+    fuzz_file(tmp_path / name, lambda: train_gpt2.load_model(str(tmp_path)), 150)
+
+
+def test_mutated_meta_json(tmp_path):
+    """The names of shards in it are plain names, its numbers are those of files that are there."""
+    (tmp_path / "docs.txt").write_text("to be or not to be " * 50)
+    fineweb.main([f"--files={tmp_path}/docs.txt", f"--out={tmp_path}/shards", "--tokenizer=char"])
+    fuzz_file(tmp_path / "shards" / "meta.json", lambda: fineweb.load_meta(str(tmp_path / "shards")), 300)
 
 
 @pytest.mark.slow

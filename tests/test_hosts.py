@@ -109,11 +109,12 @@ def test_the_cable_is_out_for_20_seconds(limit, outcome, start, tmp_path):
     link("down")
     time.sleep(20)
     link("up")
-    codes, out = [run.wait(300) for run in runs], (tmp_path / "A.out").read_text() + (tmp_path / "B.out").read_text()
-    assert codes == [0, 0], out
+    wait_for_step(tmp_path, 300, seconds=240)
+    out = (tmp_path / "A.out").read_text() + (tmp_path / "B.out").read_text()
     assert ("resuming from" in out) == ("lost another process" in out) == (outcome == "starts again"), out
-    log = read_log(tmp_path / where / "log")
-    assert outcome == "starts again" or max(log["dt"].values()) > 15_000
+    if outcome == "goes on":
+        assert [run.wait(200) for run in runs] == [0, 0], out
+        assert max(read_log(tmp_path / where / "log")["dt"].values()) > 15_000
 
 
 def test_a_host_dies_for_good(start, tmp_path):
