@@ -515,7 +515,7 @@ def parse_args(argv):
     for name in ("sample", "chat"):
         add = made[name].add_argument
         add("--max_new_tokens", type=int, default=200, help="longest continuation [%(default)s]")
-        add("--temperature", type=float, default=1.0, help="below 1 bolder, above 1 wilder, 0: no chance [%(default)s]")
+        add("--temperature", type=float, default=1.0, help="below 1 safer, above it wilder, 0 greedy [%(default)s]")
         add("--top_k", type=int, default=50, help="sample from the k likeliest tokens [%(default)s]")
         add("--top_p", type=float, default=1.0, help="and from those that make up this probability [%(default)s]")
         add("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
