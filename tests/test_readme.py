@@ -61,6 +61,8 @@ SHORT = {
     "--max_steps=40 --warmup_steps=4 --max_lr=3e-4 --min_lr=3e-5 --eval_every=20 --no-hellaswag --log_dir=tuned":
         f"{START} --T=32 --total_batch_size=128 --max_steps=1 --warmup_steps=0 --log_dir=other",
     'python play.py sample tuned/model_00200.pt "To be, or"': "--max_new_tokens=4 --device=cpu",
+    "python train_gpt2.py --preset=gpt2-xl --shard --activation_checkpointing --estimate": "",
+    "python play.py estimate": "",
     # in a sentence
     'python play.py sample log/model_03921.pt "To be, or"': "--max_new_tokens=4 --device=cpu",
     "python play.py plot log --reference": "",
@@ -91,6 +93,11 @@ PARSED = {
     "pip install -r requirements.txt": "run by .ci/run",
     "git log --reverse": "is no command of ours",
     "python -m pytest": "is what you are running",
+    "git switch -c rope": "is no command of ours",
+    "python -m pytest tests/exercises -k rope": "fails until the exercise is done",
+    "python -m pytest tests/exercises -k rope -m slow": "fails until the exercise is done",
+    "python tests/chapters.py": "run by test_chapters.py",
+    "python tests/chapters.py 10": "takes minutes; test_chapters.py runs other chapters",
     "python tests/bench.py": "takes a quarter of an hour",
     "python tests/bench.py import ddp --quick": "measures, which no test does",
     "python tests/faults.py": "test_faults.py has its short form",
