@@ -1176,6 +1176,21 @@ def compare_to_reference(step, val_loss, gpt_config, config):
     return f" | reference {expected:.4f} +- {band}: {inside}"
 
 
+def meeting_place():
+    """Where the processes of a run find each other -> arguments of init_process_group"""
+    from torch.distributed import HashStore, PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+    if "RANK" not in os.environ:
+        return dict(store=HashStore(), rank=0, world_size=1)
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        return {}
+    # after a restart the addresses of the dead are still in torchrun's store, and who reads them waits in vain: so
+    # each attempt has names of its own. (On several machines the attempts are not counted alike: see the README.)
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
+
+
 def catch_signals(catch=True):
     """
     From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list that comes back; a

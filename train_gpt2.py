@@ -397,10 +397,9 @@ def setup_distributed(config):
     if "RANK" in os.environ or config.shard != "no":
         if device.type == "mps":
             fail("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
-        alone = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=timedelta(seconds=config.dist_timeout_s), **alone)
+                                timeout=timedelta(seconds=config.dist_timeout_s), **fineweb.meeting_place())
     return rank, num_processes, device
 
 def all_reduce(*values):
@@ -693,8 +692,8 @@ def run(argv):
         fineweb.explain(e, config)  # out of memory, or another process is gone
     finally:
         fineweb.catch_signals(False)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 if __name__ == "__main__":
     run(sys.argv[1:])

@@ -25,6 +25,7 @@ def cuda(monkeypatch):
             monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
         for name in ("set_device", "synchronize"):
             monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: calls.append((name, *map(str, args))))
+        monkeypatch.setattr(train_gpt2.fineweb, "meeting_place", dict)
         monkeypatch.setattr(train_gpt2.dist, "init_process_group",
                             lambda *args, **kwargs: calls.append(("init_process_group", *args)))
         return calls
