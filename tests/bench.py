@@ -1,7 +1,7 @@
 """
 Measures the parts of this project beside what a user would run instead, in turn (A B A B ...), in one process or each
 contender in a fresh one, and prints a table of medians and ratios. Compare ratios: the times depend on the machine, and
-on what else it does. 15 minutes on two quiet CPU cores, --quick 3.
+on what else it does. Name the parts: all of them take long.
 
     python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl] [--files docs.jsonl]
 
