@@ -409,7 +409,7 @@ def bench_checkpoint(args):
                        for v in state.values())
         config = {"config": vars(model.config), "step": 1}
         with contextlib.redirect_stdout(io.StringIO()):
-            saves = in_turn(args.runs, lambda: train_gpt2.save_checkpoint(ours, 2, model, optimizer, **config),
+            saves = in_turn(args.runs, lambda: train_gpt2.save_checkpoint(ours, 2, 0.0, model, optimizer, **config),
                             lambda: save(True), lambda: save(False))
         with mock.patch.object(zipfile.ZipFile, "testzip", lambda self: None):
             loads = in_turn(args.runs, lambda: read(train_gpt2.load_checkpoint(ours)),
