@@ -928,15 +928,16 @@ def tensorboard_writer():
     return SummaryWriter
 
 
-def open_log(log_dir, settings, resumed_step):
+def open_log(log_dir, settings, checkpoint):
     """
     Prepare log_dir -> write_log(step, stream=value, ...), which appends a line `step stream value` for each stream. A
-    resumed run drops the lines from resumed_step on, which it will write again; a new one (resumed_step None) moves the
-    files of another run aside. A directory that another process is writing to is refused. log_dir None: nothing is.
+    run that goes on from a checkpoint in log_dir goes on in its log; any other one moves aside what it finds there. A
+    directory that another process is writing to is refused. log_dir None: nothing is written.
     """
     if log_dir is None:
         return lambda step, **streams: None
-    path, pending, events = os.path.join(log_dir, "log.txt"), [], None
+    path, events = os.path.join(log_dir, "log.txt"), None
+    goes_on = checkpoint and os.path.realpath(os.path.dirname(checkpoint["path"])) == os.path.realpath(log_dir)
     writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None  # before anything is moved
     lock = FileLock(os.path.join(log_dir, ".lock"))  # the operating system lets go of it when the process ends
     try:
@@ -944,31 +945,42 @@ def open_log(log_dir, settings, resumed_step):
         lock.acquire(timeout=0)
         for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
             os.remove(half)  # a killed process could not
-        old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
-        if resumed_step is None and old:
-            aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
-            os.mkdir(aside)
-            for p in old:
-                os.replace(p, os.path.join(aside, os.path.basename(p)))
-            print(f"{log_dir} held another run: its files are in {aside} now")
+        if not goes_on:
+            move_aside(log_dir)
         elif os.path.exists(path):
-            with open(path, encoding="utf-8", errors="surrogateescape") as f:
-                # a line without a step is somebody's note: it stays; half a line of ours, at the end, goes
-                lines = [line for line in f if not (m := re.match(r"\d+(?=\s|$)", line))
-                         or int(m[0]) < resumed_step and line.endswith("\n")]
-            if lines and not lines[-1].endswith("\n"):
-                lines.append("\n")
-            with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
-                f.writelines(lines)
+            drop_lines(path, checkpoint["step"])
         with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
             json.dump(settings, f, indent=2)
-        if writer:
-            events = writer(log_dir, purge_step=resumed_step)  # as above: what will come again counts no more
+        if writer:  # what will come again counts no more
+            events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
     except Timeout:
         fail(f"another run is writing to {log_dir}: choose another place with --log_dir", by="")
     except OSError as e:
         fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
-    return functools.partial(write_log, path, lock, pending, events)
+    return functools.partial(write_log, path, lock, [], events)
+
+
+def move_aside(log_dir):
+    """The files of another run, if there are any, into a directory of their own."""
+    old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
+    if old:
+        aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
+        os.mkdir(aside)
+        for p in old:
+            os.replace(p, os.path.join(aside, os.path.basename(p)))
+        print(f"{log_dir} held another run: its files are in {aside} now")
+
+
+def drop_lines(path, step):
+    """Take the lines from a step on, which will come again, out of a log.txt."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as f:
+        # a line without a step is somebody's note: it stays; half a line of ours, at the end, goes
+        lines = [line for line in f if not (m := re.match(r"\d+(?=\s|$)", line))
+                 or int(m[0]) < step and line.endswith("\n")]
+    if lines and not lines[-1].endswith("\n"):
+        lines.append("\n")
+    with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
+        f.writelines(lines)
 
 
 def write_log(path, lock, pending, events, step, **streams):
@@ -1014,7 +1026,7 @@ def find_checkpoint(config, load_checkpoint):
             fail(f"{path} has no optimizer, step and position: start from its weights with --init_from={path}")
         if os.environ.get("RANK", "0") == "0":
             print(f"resuming from {path}: {counts[0]} steps are done", flush=True)
-        return checkpoint
+        return {**checkpoint, "path": path}
 
 
 def check_zip(path):
@@ -1043,10 +1055,18 @@ def read_checkpoint(path, GPTConfig):
         check_weights(config, checkpoint["model"], path)
         if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
             raise ValueError("it holds something else than settings")
+        if not isinstance(checkpoint.get("tokenizer", {"name": ""}).get("name"), str):
+            raise ValueError("its tokenizer has no name")
         return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
                 "config": asdict(config)}
     except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
         fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+
+
+def count_parameters(config):
+    """How many numbers a GPT of this config has, without building it. 124,475,904 for 124M with 50,304 rows"""
+    C = config.n_embd  # a layer: 3 C^2 weights for q, k, v, 1 for c_proj, 8 in the MLP; 13 C biases and norms
+    return C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
 
 
 def check_weights(config, state, source):
@@ -1058,8 +1078,7 @@ def check_weights(config, state, source):
             fail(f"{source} is not a usable model: {name} is no plain tensor")
         if not torch.isfinite(w).all():
             fail(f"{source} is not a usable model: {name} has numbers that are nan or infinite")
-    C = config.n_embd  # a layer: 3 C^2 weights for q, k, v, 1 for c_proj, 8 in the MLP; 13 C biases and norms
-    need = C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
+    need = count_parameters(config)
     if need > 2 * sum(w.numel() for w in state.values()) + 10**7:  # what is missing in a small one, load_weights names
         fail(f"{source} is not a usable model: its config asks for {need} parameters, and they are not there")
 
@@ -1108,12 +1127,14 @@ def restore(checkpoint, raw_model, optimizer, scaler, loader):
     except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
         fail(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
     loader.position = checkpoint["position"]
-    return checkpoint["step"], checkpoint["val_loss"]
+    return checkpoint["step"], checkpoint.get("val_loss")
 
 
 def explain(e, config):
-    """End the program with a line over a RuntimeError that is no fault of it; raise any other again."""
+    """End the program with a line over what is no fault of it; raise any other error again."""
     from torch.distributed import DistError
+    if isinstance(e, KeyboardInterrupt):
+        raise SystemExit(130) from None  # as the shell counts a program that Ctrl-C ended
     if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
         # nothing is tried for you, who may not be looking
         fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
@@ -1144,6 +1165,13 @@ def time_left(seconds, done, to_do):
     return f"{seconds / done * to_do / 60:.1f} min left" if done else "time left: known after some steps"
 
 
+def read_reference():
+    """Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a", ...: lists}"""
+    with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
+        rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
+    return {column: [float(row[column]) for row in rows] for column in rows[0]}
+
+
 SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
 
 
@@ -1152,10 +1180,9 @@ def compare_to_reference(step, val_loss, gpt_config, config):
     What the public runs of the original recipe had at this step, and whether we are near -> text; "" where this is
     another recipe, or other data than FineWeb-Edu sample-10BT.
     """
-    recipe = {"block_size": 1024, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0,
-              "total_batch_size": 524288, "T": 1024, "max_steps": 19073, "max_lr": 6e-4, "min_lr": 6e-5,
-              "warmup_steps": 715, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "init_from": ""}
-    if any({**asdict(config), **asdict(gpt_config)}[name] != value for name, value in recipe.items()):
+    same = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_steps", "weight_decay", "beta1", "beta2",
+            "grad_clip", "init_from")  # the defaults are the lecture's
+    if gpt_config != type(gpt_config)() or any(getattr(config, n) != getattr(type(config), n) for n in same):
         return ""
     try:
         path = os.path.join(config.data_root, "meta.json")
@@ -1163,14 +1190,13 @@ def compare_to_reference(step, val_loss, gpt_config, config):
             source = read_meta(path)["settings"]["source"]
         else:  # the original's fineweb.py left no meta.json
             source = {"edu_fineweb10B": SAMPLE_10BT}.get(os.path.basename(os.path.normpath(config.data_root)))
-        with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
-            rows = {row["step"]: row for row in csv.DictReader(line for line in f if not line.startswith("#"))}
-        row = rows[str(step)]
-    except (OSError, KeyError):
+        columns = read_reference()
+        i = columns["step"].index(step)
+    except (OSError, ValueError):  # no such file, no such step
         return ""
     if source != SAMPLE_10BT:
         return ""
-    expected = (float(row["val_a"]) + float(row["val_b"])) / 2
+    expected = (columns["val_a"][i] + columns["val_b"][i]) / 2
     band = 0.05 if step < 1000 else 0.03 if step < 3000 else 0.02
     inside = "in the band" if abs(val_loss - expected) <= band else "OUTSIDE the band"
     return f" | reference {expected:.4f} +- {band}: {inside}"
@@ -1202,6 +1228,8 @@ def catch_signals(catch=True):
         # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a second it is the same
         if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
             noted.append((signal.Signals(number).name, time.time()))
+            if len(noted) == 1 and os.environ.get("RANK", "0") == "0":  # (print is not allowed in a handler)
+                os.write(2, b"stopping after this step, with a checkpoint; the same again stops at once\n")
         else:
             os._exit(128 + number)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -1227,13 +1255,13 @@ PEAKS = {  # dense TFLOP/s in 16 bits, by the maker's data sheets (not the spars
 }
 
 
-def flops_per_token(model, T):
+def flops_per_token(config, T):
     """
     Forward and backward of one token (Chowdhery et al. 2022, appendix B): 6 for each weight but wpe's, which is not
     multiplied with, and attention to T tokens, the causal half not taken off. 8.55e8 for 124M at T = 1024.
     """
-    n = sum(p.numel() for p in model.parameters()) - model.transformer.wpe.weight.numel()
-    return 6 * n + 12 * model.config.n_layer * model.config.n_embd * T
+    n = count_parameters(config) - config.block_size * config.n_embd
+    return 6 * n + 12 * config.n_layer * config.n_embd * T
 
 
 def mfu(card, model, T, tokens_per_second):
@@ -1245,7 +1273,8 @@ def mfu(card, model, T, tokens_per_second):
     names = [name for name in PEAKS if re.search(rf"\b{name}\b(?!.*\b(Ti|D|SUPER|Laptop|Max-Q|MIG)\b)", card)]
     if not names:
         return ""
-    return f" | mfu {100 * flops_per_token(model, T) * tokens_per_second / PEAKS[max(names, key=len)] / 1e12:.1f}%"
+    peak = PEAKS[max(names, key=len)] * 1e12
+    return f" | mfu {100 * flops_per_token(model.config, T) * tokens_per_second / peak:.1f}%"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -1282,7 +1311,8 @@ def read_hugging_face(name):
             raise ValueError(f"{', '.join(HF_SHAPE)} cannot be {', '.join(map(str, shape))}")
         return shape, load_file(os.path.join(path, files[1]))
     except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
-        fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:200]}")
+        hub = "" if os.path.isdir(name) else ": set HF_ENDPOINT to a mirror, or give a directory"
+        fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}{hub}")
 
 
 def write_hugging_face(folder, shape, eot, weights):

@@ -14,24 +14,25 @@ Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes wi
 Contents
     1 the model and the flags      load, check_sampling, read_prompt
     2 writing                      sample, pieces, chat
-    3 a picture of a run           read_log, read_reference, plot
+    3 a picture of a run           read_log, plot
     4 handing it on                export, hugging_face_tokenizer
     5 what is in it, what it needs info, memory, estimate
 """
 import argparse
 import contextlib
-import csv
 import json
 import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from itertools import islice
 
 import torch
 
 import train_gpt2
-from fineweb import ASSETS, SHAPE, atomic_write, fail, load_tokenizer, load_weights
+from fineweb import (SHAPE, atomic_write, check_settings, count_parameters, fail, flops_per_token, load_tokenizer,
+                     load_weights, read_reference)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -225,13 +226,6 @@ def read_log(path):
     return log, settings
 
 
-def read_reference():
-    """Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a", ...: lists}"""
-    with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
-        rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-    return {column: [float(row[column]) for row in rows] for column in rows[0]}
-
-
 # Okabe and Ito's colours, which people who see red and green alike can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GPT2 = {"val": 3.2924, "hella": 0.2955, "hella of GPT-3": 0.337}  # the published 124M and 125M models
@@ -380,9 +374,9 @@ def export(args):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 5 what is in it
+# 5 what is in it, what it needs
 
-def count_parameters(model):
+def parameters_by_part(model):
     """{part: its number of parameters}; the head is the embedding, and counts once."""
     counts = dict.fromkeys(("token embedding (and head)", "position embedding", "attention", "MLP", "norms"), 0)
     parts = {"wte": 0, "wpe": 1, "attn": 2, "mlp": 3, "ln_": 4}
@@ -391,21 +385,15 @@ def count_parameters(model):
     return counts
 
 
-def flops_per_token(model):
-    """Forward and backward, at full context: 6 for each parameter but wpe, which is only looked up, and attention's."""
-    c, counts = model.config, count_parameters(model)
-    return 6 * (sum(counts.values()) - counts["position embedding"]) + 12 * c.n_layer * c.n_embd * c.block_size
-
-
 def info(args):
     """Print what a model's file says of it."""
     model, tokenizer, start = load(args.model)
-    c, counts = model.config, count_parameters(model)
+    c, counts = model.config, parameters_by_part(model)
     print(f"{args.model}: {c.n_layer} blocks, {c.n_head} heads, {c.n_embd} channels, context of {c.block_size} tokens")
     print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in {c.vocab_size:,} rows")
     for part, n in {**counts, "all": sum(counts.values())}.items():
         print(f"{n:15,} parameters: {part}")
-    print(f"{flops_per_token(model):15.3g} FLOPs a token in training, a third of them in the forward pass")
+    print(f"{flops_per_token(c, c.block_size):15.3g} FLOPs a token in training, a third of them in the forward pass")
     if start.get("val_loss") is not None:
         print(f"validation loss {start['val_loss']:.4f} nats per token")
     if start.get("step"):
@@ -423,8 +411,7 @@ def memory(gpt_config, config, n):
     CUDA itself and fragmentation are an allowance.
     """
     V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
-    N = C * (V + gpt_config.block_size + 2 + L * (12 * C + 13))
-    tokens, block, GB = config.B * config.T, 12 * C * C + 13 * C, 1e9
+    N, tokens, block, GB = count_parameters(gpt_config), config.B * config.T, 12 * C * C + 13 * C, 1e9
     shares = 1 if config.shard == "no" else min(n, 8) if config.shard == "node" else n
     if config.offload:
         needs = {"state": (0, "weights, gradients and moments are in the CPU's memory")}
@@ -453,6 +440,7 @@ def memory_text(gpt_config, config):
     What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them -> text, each number with its arithmetic.
     Nothing is built.
     """
+    check_settings(gpt_config, config)
     lines = [f"B {config.B}, T {config.T}, --shard={config.shard}" + ", --offload" * config.offload
              + ", --activation_checkpointing" * config.activation_checkpointing]
     for n in (1, 2, 4, 8):
@@ -466,19 +454,18 @@ def memory_text(gpt_config, config):
 
 def estimate(args):
     """What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it takes; computed."""
-    from dataclasses import replace
     lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |", "|---" * (2 + len(CARDS)) + "|"]
     for preset in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         values = train_gpt2.PRESETS[preset]
         gpt_config = train_gpt2.GPTConfig(**{k: v for k, v in values.items() if k in SHAPE})
         for n in (1, 2, 4, 8):
-            cells = [largest(gpt_config, train_gpt2.TrainConfig(), n, card, replace) for card in CARDS]
+            cells = [largest(gpt_config, train_gpt2.TrainConfig(), n, card) for card in CARDS]
             lines.append(f"| {preset} | {n} | " + " | ".join(cells) + " |")
     lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not measured.")
     print("\n".join(lines))
 
 
-def largest(gpt_config, config, n, card, replace):
+def largest(gpt_config, config, n, card):
     """The largest B, a power of two, with as few flags as it takes to reach 4, or else as many as help -> text"""
     best = (0, "")
     for flags in ("", "a", "s", "sa", "so", "sao"):

@@ -428,6 +428,7 @@ def shard_model(raw_model, config, device):
     """
     For models too large for one GPU, in place: each process keeps a share of every weight, its gradient and its moments
     (ZeRO-3, Rajbhandari et al. 2020; PyTorch's FSDP2), and gathers the weights of a block while it computes with them.
+    Gradients are shared out in every micro step: whole until the last one, they would take 4 bytes a parameter.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -611,8 +612,7 @@ def main(gpt_config, config, typed):
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     # one process writes, and none if --max_steps=0 only asks for an evaluation
-    write_log = fineweb.open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings,
-                         start_step if checkpoint else None)
+    write_log = fineweb.open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings, checkpoint)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start, dt, saved, stop, recent_norms = time.time(), 0.0, True, False, []
@@ -688,8 +688,8 @@ def run(argv):
     gpt_config, config, typed = fineweb.parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
     try:
         main(gpt_config, config, typed)
-    except RuntimeError as e:
-        fineweb.explain(e, config)  # out of memory, or another process is gone
+    except (RuntimeError, KeyboardInterrupt) as e:
+        fineweb.explain(e, config)  # out of memory, another process is gone, Ctrl-C before there is anything to save
     finally:
         fineweb.catch_signals(False)
     if dist.is_initialized():

@@ -149,7 +149,7 @@ def test_the_share_of_a_cards_peak(card, peak):
     """124M at T = 1024 takes 8.55e8 FLOPs a token, for 100,000 tokens/s 8.6% of an H100. Unknown cards show nothing."""
     with torch.device("meta"):  # shapes without weights
         model = train_gpt2.GPT(train_gpt2.GPTConfig(vocab_size=50257))
-    flops = fineweb.flops_per_token(model, 1024)
+    flops = fineweb.flops_per_token(model.config, 1024)
     assert flops == pytest.approx(8.55e8, rel=1e-3)
     expected = f" | mfu {100 * flops * 100_000 / (peak * 1e12):.1f}%" if peak else ""
     assert fineweb.mfu(card, model, 1024, 100_000) == expected

@@ -439,8 +439,8 @@ def test_info(checkpoint, capsys):
     """Parameters by part, steps, losses, settings; 8.55e8 FLOPs a token for the 124M model at 1,024 tokens."""
     with torch.device("meta"):
         model = GPT(GPTConfig(vocab_size=50257))
-    assert play.flops_per_token(model) == pytest.approx(8.55e8, rel=1e-3)
-    assert sum(play.count_parameters(model).values()) == 124_439_808
+    assert play.flops_per_token(model.config, 1024) == pytest.approx(8.55e8, rel=1e-3)
+    assert sum(play.parameters_by_part(model).values()) == play.count_parameters(model.config) == 124_439_808
     capsys.readouterr()
     play.main(["info", checkpoint])
     out = capsys.readouterr().out
@@ -480,6 +480,10 @@ def test_what_large_models_need(capsys):
     train_gpt2.run(["--preset=gpt2-xl", "--estimate", "--shard", "--activation_checkpointing"])
     line = capsys.readouterr().out.splitlines()[4]
     assert line.startswith("8 GPU(s)") and "state 3.12 (16 bytes * 1558M / 8)" in line
+    with pytest.raises(SystemExit) as e:
+        train_gpt2.run(["--estimate", "--B=0"])
+    assert e.value.code == 2
+    capsys.readouterr()
     play.main(["estimate"])
     table = capsys.readouterr().out.splitlines()
     assert len([line for line in table if line.startswith("| gpt2")]) == 16 and "| gpt2-xl | 1 |" in "\n".join(table)
