@@ -35,6 +35,13 @@ def test_learning_rate():
     assert get_lr(0, TrainConfig(warmup_steps=0, max_lr=3e-4, min_lr=3e-4)) == pytest.approx(3e-4)
 
 
+def test_the_optimizer_is_the_one_that_was_asked_for(train, tmp_path):
+    """Betas and weight decay reach AdamW; norms and biases are not decayed."""
+    train("log", "--max_steps=1", "--save_every=1", "--beta1=0.8", "--beta2=0.9", "--weight_decay=0.3")
+    groups = load_checkpoint(str(tmp_path / "log" / "model_00001.pt"))["optimizer"]["param_groups"]
+    assert [(tuple(g["betas"]), g["weight_decay"]) for g in groups] == [((0.8, 0.9), 0.3), ((0.8, 0.9), 0.0)]
+
+
 def test_the_log_and_the_console(train, tmp_path, capsys):
     """log.txt has `step stream value` lines, the console has the lecture's line; evals stand before the step."""
     log = train("log", "--max_steps=4", "--eval_every=2")
