@@ -810,7 +810,25 @@ def estimate_tokens(config, files, n):
     return min(tokens / n, (config.max_shards or 10**6) * config.shard_size)
 
 
+def begin(config, settings, k, n, pieces):
+    """
+    The tokenizer, and the meta.json of a part that has no shards yet. char and bpe:N come from the whole corpus, not
+    from this part: so machines that know nothing of each other make the same one.
+    """
+    if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
+        print(f"first, the tokenizer {config.tokenizer} is made from the corpus", flush=True)
+    batches = read_batches(pieces, 0, 0, config.text_key)
+    texts = itertools.chain.from_iterable(parse_rows(b, pieces, config.text_key)[0] for b in batches)
+    tokenizer = make_tokenizer(config.tokenizer, texts)
+    spec = {"name": "bpe"} if tokenizer.spec["name"] == "bpe" else tokenizer.spec
+    return tokenizer, {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
+                       "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
+                       "done": False, **dict.fromkeys(COUNTS, 0),
+                       "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
+
+
 def make_shards(config):
+    """All that a command line asks for: what is missing of the shards, or the line that all is there."""
     k, n = check_config(config)
     config.workers = config.workers or os.cpu_count()
     files = list_files(config.files) if config.files else None
@@ -822,19 +840,7 @@ def make_shards(config):
     if len(pieces) < n:
         fail(f"--part={config.part}: parts are whole input files, of which there are {len(pieces)}: try "
              f"--part=1/{len(pieces)}")
-    if meta:
-        tokenizer = meta_tokenizer(config.out, meta)
-    else:  # of the whole corpus, not of this part: machines that know nothing of each other make the same one
-        batches = read_batches(pieces, 0, 0, config.text_key)
-        if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
-            print(f"first, the tokenizer {config.tokenizer} is made from the corpus", flush=True)
-        texts = itertools.chain.from_iterable(parse_rows(b, pieces, config.text_key)[0] for b in batches)
-        tokenizer = make_tokenizer(config.tokenizer, texts)
-        spec = {"name": "bpe"} if tokenizer.spec["name"] == "bpe" else tokenizer.spec
-        meta = {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
-                "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32", "done": False,
-                **dict.fromkeys(COUNTS, 0),
-                "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
+    tokenizer, meta = (meta_tokenizer(config.out, meta), meta) if meta else begin(config, settings, k, n, pieces)
     meta["max_shards"] = config.max_shards
     try:
         os.makedirs(config.out, exist_ok=True)
