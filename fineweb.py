@@ -187,13 +187,13 @@ def choose_batch(config, typed, num_processes):
 
 def keep_freed_memory():
     """
-    Ask the C library to keep up to 2 GB of freed memory in pieces below 32 MB. Each step frees its gradients; given
-    back, they come again page by page, zeroed by the kernel: a fifth of a small step's time. Only glibc can be asked.
+    Ask the C library to keep up to 2 GB of freed memory in pieces below 16 MB. Each step frees its gradients; given
+    back, they come again page by page, zeroed by the kernel: a tenth of a small step's time. Only glibc can be asked.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 2**25)      # M_MMAP_THRESHOLD: 32 MB, the highest allowed
+            mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above the weights of a block, below most activations
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 

@@ -171,8 +171,9 @@ class GPT(nn.Module):
             # for the few rows of stream the other order takes half the time (float32, n = 4, AMD EPYC, 2026-11-22)
             return self.lm_head(x) if cache is None else (self.lm_head.weight @ x.mT).mT, None  # (B, T, V), or (n, V)
         x = self.transformer.ln_f(x)
-        # all logits at once are the largest tensor of a step: where nobody wants them, pieces of n tokens
-        n, loss = idx.numel() if wanted is None else max(512, idx.numel() // 8), 0.0
+        # all logits at once are the largest tensor of a step: where nobody wants them, pieces of n tokens. Not too
+        # many: each has a gradient of the head's size, and compiled code keeps them all to its end, to add them up
+        n, loss = idx.numel() if wanted is None else max(1024, idx.numel() // 8), 0.0
         for a, b in zip(x.flatten(0, 1).split(n), targets.flatten().split(n), strict=True):
             logits = self.lm_head(a)  # (n, V)
             # in float32 also where logits are not: bfloat16 has three digits, a late step gains in the sixth

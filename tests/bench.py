@@ -48,6 +48,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from multiprocessing.pool import ThreadPool
 from unittest import mock
 
 import numpy as np
@@ -134,12 +135,12 @@ def row(what, unit, amount, ours, theirs, aim=""):
 def contender(name, B, T):
     """
     One training step as somebody would run it -> the function that does it. name: "ours" (compiled, in the dtype that
-    choose_dtype picks), "eager" or "float32" (ours without compiling; in float32), "plain" or "transformers".
+    choose_dtype picks), "eager" (the same, not compiled), "plain" or "transformers".
     """
     B, T = int(B), int(T)
     torch.manual_seed(1337)
-    mine = name in ("ours", "eager", "float32")
-    config = train_gpt2.TrainConfig(B=B, T=T, compile=name == "ours", dtype="float32" if name == "float32" else "auto")
+    mine = name in ("ours", "eager")
+    config = train_gpt2.TrainConfig(B=B, T=T, compile=name == "ours")
     dtype = train_gpt2.choose_dtype(config, DEVICE)[0] if mine else torch.bfloat16
     autocast = torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32)
     torch.set_float32_matmul_precision("high")
@@ -200,36 +201,45 @@ def products(B, T):
     return work
 
 
+def steps_in_turn(B, T, runs, *names):
+    """Contenders (and "products"), each in a process of its own, in turn -> {name: seconds}, {name: peak memory, GB}"""
+    if DEVICE.type == "cuda" and len(names) > 1:  # two of them do not fit into a card: one after the other
+        times, peaks = zip(*(steps_in_turn(B, T, runs, name) for name in names), strict=True)
+        return {k: v for d in times for k, v in d.items()}, {k: v for d in peaks for k, v in d.items()}
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(worker(*(["step", name] if name != "products" else [name]), B, T))
+                   for name in names]
+        if T < 1024 or DEVICE.type == "cuda":  # short steps: the first few take their memory, page by page
+            in_turn(3, *workers)
+        times = in_turn(runs, *workers)
+        return dict(zip(names, times, strict=True)), {name: w("peak") for name, w in zip(names, workers, strict=True)}
+
+
 def bench_step(args):
     lines = []
-    for B, T, faster in (((64, 1024, ("", "")),) if DEVICE.type == "cuda" else
-                         ((4, 1024, ("1.25", "1.4")), (4, 32, ("1.5", "1.5")))):
-        names = ["ours", "plain"] if args.quick else ["ours", "eager", "plain", "transformers"]
-        runs = 1 if args.quick and T == 1024 else args.runs
-        with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(worker("step", name, B, T)) for name in names]
-            *times, alone = in_turn(runs, *workers, stack.enter_context(worker("products", B, T)))
-            times, peaks = (dict(zip(names, values, strict=True)) for values in (times, [w("peak") for w in workers]))
+    for B, T, runs, aims in (((64, 1024, 20, ("", "")),) if DEVICE.type == "cuda" else
+                             ((4, 1024, 3, ("1.25", "1.4")), (4, 32, 12, ("1.5", "1.5"))))[-1 if args.quick else 0 :]:
         what = f"step, 124M, B={B}, T={T}"
-        for other, aim in zip(("plain", "transformers"), faster, strict=True):
+        groups = {"plain": ["ours", "plain", *(["eager", "products"] if T == 1024 else [])],
+                  "transformers": ["ours", "transformers"]}
+        for (other, names), aim in list(zip(groups.items(), aims, strict=True))[: 1 if args.quick else 2]:
+            times, peaks = steps_in_turn(B, T, runs, *names)
             for mine, how in (("ours", "compiled"), ("eager", "eager")):
-                if other in times and mine in times:
-                    lines.append(row(f"{what}, {how}, against {other}", "tok/s", B * T, times[mine], times[other], aim))
-        aim = "at most 0.7" if (B, T) == (4, 1024) else ""
-        lines += [line(f"peak memory of that, {how}, against plain", f"{peaks[mine]:.2f} GB",
-                       f"{peaks['plain']:.2f} GB", f"{peaks[mine] / peaks['plain']:.2f}", aim)
-                  for mine, how in (("ours", "compiled"), ("eager", "eager")) if mine in peaks]
-        lines.append(line("its matrix products alone, share of the compiled step", f"{statistics.median(alone):.3f} s",
-                          f"{statistics.median(times['ours']):.3f} s",
-                          spread([a / b for a, b in zip(alone, times["ours"], strict=True)]), "0.55"))
-        if DEVICE.type == "cuda":
-            model, card = train_gpt2.GPT(train_gpt2.GPTConfig()), torch.cuda.get_device_name()
-            shares = {name: mfu(card, model, T, B * T / statistics.median(times[name])) for name in ("ours", "plain")}
-            lines.append(line("MFU of the compiled step, against plain", *(s[7:] or "n/a" for s in shares.values())))
-        elif not args.quick:
-            with worker("step", "float32", B, T) as ours, worker("step", "plain", B, T) as plain:
-                full, plain = in_turn(1, ours, plain)
-            lines.append(row(f"{what}, eager in float32, against plain", "tok/s", B * T, full, plain))
+                if mine in names:
+                    lines.append(row(f"{what}, {how}, against {other}", "tok/s", B * T, times[mine], times[other],
+                                     aim if mine == "ours" else ""))
+                    lines.append(line("its peak memory", f"{peaks[mine]:.2f} GB", f"{peaks[other]:.2f} GB",
+                                      f"{peaks[mine] / peaks[other]:.2f}",
+                                      "at most 0.7" if (mine, other, B, T) == ("ours", "plain", 4, 1024) else ""))
+            if "products" in names:
+                alone, compiled = times["products"], times["ours"]
+                lines.append(line("matrix products alone, share of the compiled step",
+                                  *(f"{statistics.median(seconds):.3f} s" for seconds in (alone, compiled)),
+                                  spread([a / b for a, b in zip(alone, compiled, strict=True)]), "0.55"))
+            if DEVICE.type == "cuda":
+                model, card = train_gpt2.GPT(train_gpt2.GPTConfig()), torch.cuda.get_device_name()
+                shares = (mfu(card, model, T, B * T / statistics.median(times[name])) for name in ("ours", other))
+                lines.append(line(f"MFU of the compiled step, against {other}", *(s[7:] or "n/a" for s in shares)))
     return lines
 
 
@@ -257,7 +267,7 @@ def bench_laptop(args):
             dt = train(folder, *flags, "--max_steps=200", "--eval_every=0", "--val_tokens=65")["dt"]
             ms, steps = statistics.median(dt.values()), train_gpt2.PRESETS["laptop"]["max_steps"]
             return [line(f"laptop preset: all {steps} steps, from the median of 200", f"{ms * steps / 1000:.0f} s")]
-        log = train(folder, *flags, "--eval_every=100")
+        log = train(folder, *flags, "--eval_every=300")
     there = next((step for step, val in log["val"].items() if val <= 1.85), None)
     if there is None:
         return [line("laptop preset: never at validation loss 1.85", f"{min(log['val'].values())}", aim="150 s")]
@@ -267,29 +277,38 @@ def bench_laptop(args):
 
 
 def bench_ddp(args):
-    """The efficiency of two: the time of one process over twice the time that two take for the same tokens."""
+    """
+    The efficiency of two: the time of one process over twice the time that two take for the same tokens. They share the
+    memory of one machine; what that costs is shown by two that know nothing of each other, each with half of the rows.
+    """
     lines = []
-    sizes = {"laptop preset": ["--preset=laptop", "--max_steps=60", "--eval_every=0", "--val_tokens=65"],
-             "124M, 4 rows of 1,024": ["--preset=debug", "--T=1024", "--total_batch_size=4096", "--max_steps=3"]}
-    for what, flags in list(sizes.items())[: 1 if args.quick else 2]:
-        seconds = {1: [], 2: []}
-        for _ in range(2):
-            for n, mine in seconds.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    rows = [] if "laptop" in what else [f"--B={4 // n}"]
-                    log = train(folder, *flags, "--device=cpu", *rows, processes=n, env={"OMP_NUM_THREADS": "1"})
-                mine.append(statistics.median(list(log["dt"].values())[1:]) / 1000)
-        ratios = [one / two / 2 for one, two in zip(seconds[1], seconds[2], strict=True)]
-        here, there = (f"{statistics.median(seconds[n]) * 1000:,.0f} ms" for n in (2, 1))
-        lines.append(line(f"step of two gloo processes against one, {what}: efficiency", here, there, spread(ratios),
-                          "0.85" if "124M" in what else ""))
+    sizes = {"laptop preset": (8, 64, ["--preset=laptop", "--max_steps=60", "--eval_every=0", "--val_tokens=65"]),
+             "124M, 4 rows of 1,024": (4, 1024, ["--preset=debug", "--T=1024", "--max_steps=2"])}
+
+    def seconds(B, T, flags, processes=1):
+        with tempfile.TemporaryDirectory() as folder:
+            log = train(folder, *flags, f"--B={B // processes}", f"--total_batch_size={B * T}", "--device=cpu",
+                        processes=processes, env={"OMP_NUM_THREADS": "1"})
+            return statistics.median(list(log["dt"].values())[1:]) / 1000
+    for what, (B, T, flags) in list(sizes.items())[slice(1) if args.quick else slice(1, 2)]:
+        one, two, apart = [], [], []
+        for _ in range(1 if args.quick else 2):
+            one.append(seconds(B, T, flags))
+            two.append(seconds(B, T, flags, 2))
+            with ThreadPool(2) as pool:  # each waits for its process
+                apart.append(max(pool.starmap(seconds, 2 * [(B // 2, T, flags)])))
+        for name, pair, aim in (("two gloo processes", two, "0.85"), ("two that do not talk", apart, "")):
+            here, there = (f"{statistics.median(times) * 1000:,.0f} ms" for times in (pair, one))
+            lines.append(line(f"{name} against one, {what}: efficiency", here, there,
+                              spread([a / b / 2 for a, b in zip(one, pair, strict=True)]),
+                              aim if "124M" in what else ""))
     return lines
 
 
 def bench_import(args):
     def importing(name):
         subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, check=True)
-    ours, torchs = in_turn(3 if args.quick else 9, lambda: importing("train_gpt2"), lambda: importing("torch"))
+    ours, torchs = in_turn(args.runs, lambda: importing("train_gpt2"), lambda: importing("torch"))
     here, there = (f"{statistics.median(seconds):.2f} s" for seconds in (ours, torchs))
     return [line("importing train_gpt2, against importing torch", here, there,
                  spread([a / b for a, b in zip(ours, torchs, strict=True)]), "at most 1.2")]
@@ -410,7 +429,7 @@ def bench_checkpoint(args):
         config = {"config": vars(model.config), "step": 1}
         with contextlib.redirect_stdout(io.StringIO()):
             saves = in_turn(args.runs, lambda: train_gpt2.save_checkpoint(ours, 2, 0.0, model, optimizer, **config),
-                            lambda: save(True), lambda: save(False))
+                            lambda: save(True), lambda: save(False), os.sync)  # what is left is not ours to wait for
         with mock.patch.object(zipfile.ZipFile, "testzip", lambda self: None):
             loads = in_turn(args.runs, lambda: read(train_gpt2.load_checkpoint(ours)),
                             lambda: read(torch.load(theirs, weights_only=True)))
@@ -481,13 +500,13 @@ def plain_hellaswag(model, examples, autocast):
 
 def bench_hellaswag(args):
     gpt2_tokenizer()
-    n = 12 if args.quick else 60
+    n = 8 if args.quick else 24
     examples = list(hellaswag.read_examples(args.hellaswag))[:n] if args.hellaswag else made_up_items(n)
     torch.manual_seed(0)
     model = train_gpt2.GPT(train_gpt2.GPTConfig()).eval().to(DEVICE)
     items = [hellaswag.tokenize_example(e) for e in examples]
     autocast = torch.autocast(DEVICE.type, dtype=torch.bfloat16)
-    ours, plain = in_turn(args.runs, lambda: hellaswag.evaluate(model, items, autocast),
+    ours, plain = in_turn(min(3, args.runs), lambda: hellaswag.evaluate(model, items, autocast),
                           lambda: plain_hellaswag(model, examples, autocast))
     return [row("HellaSwag, 124M, bfloat16, against one item at a time", "items/s", n, ours, plain)]
 
@@ -532,7 +551,7 @@ def bench_fineweb(args):
             with contextlib.redirect_stdout(io.StringIO()):
                 fineweb.main([f"--files={path}", "--shard_size=10000000", f"--out={tmp}/{next(out)}"])
         n = sum(len(t.encode(doc)) + 1 for doc in docs)
-        here, core, plain = in_turn(args.runs, ours, lambda: [len(t.bpe.encode_ordinary(doc)) for doc in docs],
+        here, core, plain = in_turn(min(3, args.runs), ours, lambda: [len(t.bpe.encode_ordinary(doc)) for doc in docs],
                                     lambda: plain_shards(path, tmp, pool))
     return [row(f"shards, {cores} cores, against plain tiktoken on one of them", "tokens/s", n, here, core),
             row(f"shards, {cores} cores, against the plain recipe", "tokens/s", n, here, plain)]
@@ -557,7 +576,7 @@ def bench_generate(args):
         for length in range(8 + new // 16, 8 + new, new // 8):
             logits = model(idx[:, :1].expand(-1, length))[0][:, -1].topk(50).values
             torch.multinomial(logits.softmax(dim=-1), 1)
-    ours, other, plain = in_turn(min(3, args.runs), lambda: model.generate(idx, new), of_transformers, without_cache)
+    ours, other, plain = in_turn(2, lambda: model.generate(idx, new), of_transformers, without_cache)
     return [row("generation, 124M, 4 rows, float32, against transformers", "tokens/s", 4 * new, ours, other),
             row("the same, against recomputing the prefix", "tokens/s", 4 * new, ours, [new / 8 * t for t in plain])]
 
