@@ -428,7 +428,7 @@ def memory(gpt_config, config, n):
     size = tokens * C * ((4 * L + 36 if again else 36 * L) + 6)
     needs["activations"] = (size, f"{tokens:,} tokens * {text} * {C} bytes")
     # log-softmax in float32 of all tokens, and gradients for an eighth of them at a time
-    logits = tokens * V * 4 + max(512, tokens / 8) * V * 10
+    logits = tokens * V * 4 + max(1024, tokens / 8) * V * 10
     needs["logits"] = (logits, f"{tokens:,} * {V:,} * 4 + an eighth * 10")
     total = sum(size for size, _ in needs.values())
     needs["allowance"] = (GB + 0.1 * total, "1 GB + 10%")

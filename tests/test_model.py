@@ -159,10 +159,10 @@ def test_a_directory_that_is_no_gpt2_is_refused(damage, said, tmp_path, capsys):
 
 
 def test_the_loss_in_pieces_is_the_loss_of_all_logits():
-    """A step wants no logits, and never has all of them: the loss and its gradients come from an eighth at a time."""
+    """A step wants no logits, and never has all of them: the loss and its gradients come piece by piece."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=600, vocab_size=97, n_layer=1, n_head=2, n_embd=8))
-    x, y = torch.randint(97, (2, 2, 600))
+    model = GPT(GPTConfig(block_size=1200, vocab_size=97, n_layer=1, n_head=2, n_embd=8))
+    x, y = torch.randint(97, (2, 2, 1200))
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.shape[:-1].numel()))
     logits, whole = model(x, y)
@@ -171,6 +171,6 @@ def test_the_loss_in_pieces_is_the_loss_of_all_logits():
     model.zero_grad()
     none, loss = model(x, y, ())
     loss.backward()
-    assert none is None and logits.shape == (2, 600, 97) and seen == [1200, 512, 512, 176]
+    assert none is None and logits.shape == (2, 1200, 97) and seen == [2400, 1024, 1024, 352]
     assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
     assert all(torch.allclose(p.grad, expected[name], atol=1e-7) for name, p in model.named_parameters())

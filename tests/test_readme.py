@@ -99,7 +99,7 @@ PARSED = {
     "python tests/chapters.py": "run by test_chapters.py",
     "python tests/chapters.py 10": "takes minutes; test_chapters.py runs other chapters",
     "python tests/bench.py": "takes a quarter of an hour",
-    "python tests/bench.py step loader import --quick": "measures, which no test does",
+    "python tests/bench.py ddp": "measures, which no test does",
     "python tests/faults.py": "test_faults.py has its short form",
     "python train_gpt2.py --help": "prints its flags and ends",
 }
