@@ -193,7 +193,7 @@ def keep_freed_memory():
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above the weights of a block, below most activations
+            mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above a block's gradients, below the MLP's activations at T=1024
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
