@@ -427,9 +427,9 @@ def memory(gpt_config, config, n):
     text = f"(4 * {L} + 36 + 6)" if again else f"(36 * {L} + 6)"
     size = tokens * C * ((4 * L + 36 if again else 36 * L) + 6)
     needs["activations"] = (size, f"{tokens:,} tokens * {text} * {C} bytes")
-    # log-softmax in float32 of all tokens, and gradients for an eighth of them at a time
-    logits = tokens * V * 4 + max(1024, tokens / 8) * V * 10
-    needs["logits"] = (logits, f"{tokens:,} * {V:,} * 4 + an eighth * 10")
+    # log-softmax in float32 of all tokens, and gradients for a piece of them at a time
+    rows = max(1024, tokens // 8)
+    needs["logits"] = ((tokens * 4 + rows * 10) * V, f"({tokens:,} * 4 + {rows:,} * 10) * {V:,}")
     total = sum(size for size, _ in needs.values())
     needs["allowance"] = (GB + 0.1 * total, "1 GB + 10%")
     return needs
