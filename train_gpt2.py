@@ -455,7 +455,6 @@ def wrap_model(raw_model, config, device, autocast):
     raw_model.to(device)
     ids = [device.index] if device.type == "cuda" else None
     wrap = partial(DDP, device_ids=ids, gradient_as_bucket_view=True) if dist.is_initialized() else lambda model: model
-
     compile = config.compile
     if compile is None:  # compiled code for GPUs is Triton's, which begins at compute capability 7.0
         compile = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
@@ -698,3 +697,4 @@ def run(argv):
 
 if __name__ == "__main__":
     run(sys.argv[1:])
+    fineweb.leave()
