@@ -697,4 +697,4 @@ def run(argv):
 
 if __name__ == "__main__":
     run(sys.argv[1:])
-    fineweb.leave()
+    fineweb.leave()  # a process of torchrun ends here: all is written, and what gloo leaves running may abort

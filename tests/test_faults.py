@@ -506,3 +506,13 @@ def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train("log", "--resume=auto")
     assert not list((tmp_path / "log").glob("old_*"))
+
+
+@pytest.mark.parametrize("rank, expected", [({"RANK": "1"}, "all"), ({}, "all, and later")])
+def test_a_process_of_torchrun_leaves_at_once(rank, expected):
+    """What it has printed comes out, its exit code is 0, and nothing runs after that, where threads may abort."""
+    code = ("import atexit, fineweb; atexit.register(print, ', and later', end=''); print('all', end='');"
+            "fineweb.leave()")
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**env, **rank})
+    assert (result.returncode, result.stdout) == (0, expected), result.stderr
