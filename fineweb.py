@@ -1246,8 +1246,9 @@ def catch_signals(catch=True):
 
 def leave():
     """
-    End one of several processes at once, all being done and written. Under --shard gloo's threads may outlive Python:
-    one exit in 25 was an abort ("terminate called without an active exception", torch 2.13), for which torchrun says 1.
+    End one of several processes at once, all being done and written. Under --shard the process group outlives its
+    destruction, and a thread of gloo that frees a tensor while Python ends is an abort ("terminate called without an
+    active exception", one exit in 25 to 100 with torch 2.13), for which torchrun says 1.
     """
     if "RANK" in os.environ:
         sys.stdout.flush()

@@ -97,6 +97,7 @@ def spy(path, keep_last, dt, raw_model, optimizer, real=train_gpt2.save_checkpoi
     return done
 train_gpt2.save_checkpoint = spy
 train_gpt2.run(sys.argv[1:])
+train_gpt2.fineweb.leave()
 """
 
 
