@@ -289,26 +289,25 @@ def bench_ddp(args):
     The efficiency of two: the time of one process over twice the time that two take for the same tokens. They share the
     memory of one machine; what that costs is shown by two that know nothing of each other, each with half of the rows.
     """
-    lines = []
-    sizes = {"laptop preset": (8, 64, 58, ["--preset=laptop", "--eval_every=0", "--val_tokens=65"]),
-             "124M, 4 rows of 1,024": (4, 1024, 2, ["--preset=debug", "--T=1024"])}
+    B, T, n, flags = (8, 64, 58, ["--preset=laptop", "--eval_every=0", "--val_tokens=65"]) if args.quick else (
+                      4, 1024, 2, ["--preset=debug", "--T=1024"])
+    what, efficiency = ("laptop preset", "") if args.quick else (f"124M, {B} rows of {T:,}", "0.85")
 
-    def steps(B, T, n, flags, processes=1):
+    def steps(B, n, processes=1):
         """-> seconds of n steps after the first two: DDP lays out its buckets in the first, and again in the second"""
         with tempfile.TemporaryDirectory() as folder:
             log = train(folder, *flags, f"--B={B // processes}", f"--total_batch_size={B * T}", f"--max_steps={2 + n}",
                         "--device=cpu", processes=processes, env={"OMP_NUM_THREADS": "1"})
             return [ms / 1000 for ms in list(log["dt"].values())[2:]]
-    for what, (B, T, n, flags) in list(sizes.items())[slice(1) if args.quick else slice(1, 2)]:
-        one, two = steps(B, T, n // 2, flags), steps(B, T, n, flags, 2)
-        with ThreadPool(2) as pool:  # each waits for its process
-            apart = list(map(max, zip(*pool.starmap(steps, 2 * [(B // 2, T, n, flags)]), strict=True)))
-        one += steps(B, T, n // 2, flags)  # half of its steps before the two, half after
-        for name, mine, aim in (("two gloo processes", two, "0.85"), ("two that do not talk", apart, "")):
-            here, there = (f"{statistics.median(times) * 1000:,.0f} ms" for times in (mine, one))
-            lines.append(line(f"{name} against one, {what}: efficiency", here, there,
-                              spread([a / b / 2 for a, b in zip(one, mine, strict=True)]),
-                              aim if "124M" in what else ""))
+    one, two = steps(B, n // 2), steps(B, n, 2)
+    with ThreadPool(2) as pool:  # each waits for its process
+        apart = list(map(max, zip(*pool.starmap(steps, 2 * [(B // 2, n)]), strict=True)))
+    one += steps(B, n // 2)  # half of its steps before the two, half after
+    lines = []
+    for name, mine, aim in (("two gloo processes", two, efficiency), ("two that do not talk", apart, "")):
+        here, there = (f"{statistics.median(times) * 1000:,.0f} ms" for times in (mine, one))
+        ratios = [a / b / 2 for a, b in zip(one, mine, strict=True)]
+        lines.append(line(f"{name} against one, {what}: efficiency", here, there, spread(ratios), aim))
     return lines
 
 
