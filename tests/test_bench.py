@@ -32,7 +32,7 @@ def test_freed_memory_is_kept():
 
 def test_a_line_of_the_table():
     """Ratios are those of neighbours in time, not of the medians: what slows the machine down slows both."""
-    import bench
+    from tools import bench
     assert bench.row("x", "tok/s", 100, [1, 2, 4], [2, 4, 6], "1.5") == (
         "| x | 50.0 tok/s | 25.0 tok/s | 2.00 (1.50 to 2.00) | 1.5 |")
     calls = []
@@ -43,7 +43,7 @@ def test_a_line_of_the_table():
 @pytest.mark.parametrize("device, together", [("cpu", 2), ("cuda", 1)])
 def test_contenders_on_a_card_come_one_after_the_other(monkeypatch, device, together):
     """64 rows of 1,024 tokens twice do not fit into it. On a CPU they wait for each other, A B A B."""
-    import bench
+    from tools import bench
     calls, here, most = [], [], []
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-CHAPTERS = os.path.join(ROOT, "tests", "chapters.py")
+CHAPTERS = os.path.join(ROOT, "tools", "chapters.py")
 
 
 def chapters(*args, script=CHAPTERS):
@@ -16,7 +16,7 @@ def chapters(*args, script=CHAPTERS):
 
 @pytest.fixture(scope="module")
 def history():
-    """What `python tests/chapters.py` lists. A source archive or a shallow clone has no history to list."""
+    """What `python tools/chapters.py` lists. A source archive or a shallow clone has no history to list."""
     result = chapters()
     if "git clone" in result.stderr:
         pytest.skip("the chapters are commits, and this copy of the repository has no history")
@@ -41,9 +41,9 @@ def test_a_chapter_that_does_not_exist(history):
 
 
 def test_without_a_history_there_is_one_line(tmp_path):
-    (tmp_path / "tests").mkdir()
+    (tmp_path / "tools").mkdir()
     shutil.copy(os.path.join(ROOT, "fineweb.py"), tmp_path)
-    result = chapters(script=shutil.copy(CHAPTERS, tmp_path / "tests"))
+    result = chapters(script=shutil.copy(CHAPTERS, tmp_path / "tools"))
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "git clone" in result.stderr
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 
-import faults
 import numpy as np
 import pytest
 import torch
@@ -20,13 +19,14 @@ from test_train import assert_same_bits
 
 import fineweb
 import train_gpt2
+from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
 
 
 # --- kills and signals ----------------------------------------------------------------------------
 
 def test_a_run_killed_at_any_moment_loses_nothing(tmp_path):
-    """SIGKILL twice, once inside a checkpoint write: in the end the same bits. (tests/faults.py does it 200 times.)"""
+    """SIGKILL twice, once inside a checkpoint write: in the end the same bits. (tools/faults.py does it 200 times.)"""
     assert faults.torture(str(tmp_path), kills=2, steps=100, processes=1, dtype="float32")[0] == 2
 
 

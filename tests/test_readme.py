@@ -96,11 +96,11 @@ PARSED = {
     "git switch -c rope": "is no command of ours",
     "python -m pytest tests/exercises -k rope": "fails until the exercise is done",
     "python -m pytest tests/exercises -k rope -m slow": "fails until the exercise is done",
-    "python tests/chapters.py": "run by test_chapters.py",
-    "python tests/chapters.py 10": "takes minutes; test_chapters.py runs other chapters",
-    "python tests/bench.py": "takes a quarter of an hour",
-    "python tests/bench.py ddp": "measures, which no test does",
-    "python tests/faults.py": "test_faults.py has its short form",
+    "python tools/chapters.py": "run by test_chapters.py",
+    "python tools/chapters.py 10": "takes minutes; test_chapters.py runs other chapters",
+    "python tools/bench.py": "takes a quarter of an hour",
+    "python tools/bench.py ddp": "measures, which no test does",
+    "python tools/faults.py": "test_faults.py has its short form",
     "python train_gpt2.py --help": "prints its flags and ends",
 }
 
@@ -159,7 +159,7 @@ def test_flags_in_sentences_exist():
              for name in cls.__dataclass_fields__}
     known |= {"--no-" + flag[2:] for flag in known}
     with open(os.path.join(ROOT, "play.py"), encoding="utf-8") as f, \
-         open(os.path.join(ROOT, "tests", "bench.py"), encoding="utf-8") as g:
+         open(os.path.join(ROOT, "tools", "bench.py"), encoding="utf-8") as g:
         known |= set(re.findall(r"--[a-z_]+", f.read() + g.read()))
     known |= {*torchruns_flags(), "--shutdown-timeout"}  # which older ones lack, as README.md says
     assert set(re.findall(r"(?<=`)--[\w-]+", PROSE)) - known == {"--help"} - known

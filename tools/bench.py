@@ -3,7 +3,7 @@ Measures the parts of this project beside what a user would run instead, in turn
 contender in a fresh one, and prints a table of medians and ratios. Compare ratios: the times depend on the machine, and
 on what else it does. All of it takes a quarter of an hour, --quick two minutes; 17 GB of memory for the largest pairs.
 
-    python tests/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl] [--files docs.jsonl]
+    python tools/bench.py [part ...] [--quick] [--hellaswag hellaswag_val.jsonl] [--files docs.jsonl]
 
 Parts
     step        a training step, 124M: tokens/s and peak memory, against the plain recipe and against transformers;

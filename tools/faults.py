@@ -2,8 +2,8 @@
 Kills training runs at random moments and shows that nothing is lost: the run that was killed again and again ends with
 the weights, the optimizer's state and the log of a run that nobody touched, bit for bit.
 
-    python tests/faults.py                                       # 50 kills for each of four kinds of run: half an hour
-    python tests/faults.py --kills=5 --processes=2 --dtype=bfloat16
+    python tools/faults.py                                       # 50 kills for each of four kinds of run: half an hour
+    python tools/faults.py --kills=5 --processes=2 --dtype=bfloat16
 
 Every second kill waits for a checkpoint that is being written. SIGKILL cannot be caught: what is on the disk at that
 moment is all that is left.

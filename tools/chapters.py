@@ -2,9 +2,9 @@
 The lecture in the history: the first 30 commits are chapters, each of which runs. This measures one of them again,
 beside the chapter before it, on a CPU.
 
-    python tests/chapters.py                # the chapters
-    python tests/chapters.py 10             # chapters 9 and 10: their programs, 14 steps each, half a minute
-    python tests/chapters.py 10 --steps=50  # as far as their commit messages quote them
+    python tools/chapters.py                # the chapters
+    python tools/chapters.py 10             # chapters 9 and 10: their programs, 14 steps each, half a minute
+    python tools/chapters.py 10 --steps=50  # as far as their commit messages quote them
 
 They are unpacked into a temporary folder; your files are not touched. Compare the two lines: single times depend on the
 machine and on what else it does.
@@ -131,7 +131,7 @@ def main():
         print("\n".join(f"{i:2d}  {commit}  {subject}" for i, (commit, subject, _) in enumerate(chapters, 1)))
         return
     if not 1 <= args.chapter <= len(chapters) or args.steps < 2:
-        fail(f"chapters are 1 to {len(chapters)}, and steps at least 2: python tests/chapters.py lists them")
+        fail(f"chapters are 1 to {len(chapters)}, and steps at least 2: python tools/chapters.py lists them")
     n, (commit, subject, message) = args.chapter, chapters[args.chapter - 1]
     kind, what, remark = MEASURES.get(n, ("steps", SEEDED, "the loss, and the time of a step where there is a clock"))
     print(f"{n}. {subject}  ({commit})\n\n{message}\n\n"
