@@ -2,9 +2,9 @@
 Exercises: what GPT-2's successors changed, one change at a time, the easy ones first. You edit train_gpt2.py; the check
 fails until it is done, and says what it expects. README.md beside this file has the places to touch and the numbers.
 
-    git switch -c rope                                  # each on a branch: the facts of the other tests are GPT-2's
-    python -m pytest tests/exercises -k rope            # is it right? Seconds
-    python -m pytest tests/exercises -k rope -m slow    # is it as good? 500 steps of the laptop preset, half a minute
+    git switch -c rope                            # each on a branch: the facts of the other tests are GPT-2's
+    python -m pytest exercises -k rope            # is it right? Seconds
+    python -m pytest exercises -k rope -m slow    # is it as good? 500 steps of the laptop preset, half a minute
 
 The checks look at what a model does, not at how: write it as you like, but keep the names that they call: GPT,
 GPTConfig, get_lr, configure_optimizers, generate, and in the model attn, mlp, ln_1, ln_2, ln_f.
@@ -15,9 +15,9 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import conftest
 import pytest
 import torch
-from conftest import ROOT
 
 import train_gpt2
 from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr
@@ -26,7 +26,10 @@ V, C, L = 128, 96, 2  # vocabulary rows, channels and layers of the small model
 
 
 # ----------------------------------------------------------------------------------------------------
-# what the checks share
+# what the checks share; these fixtures are those of the other tests, and found by their names here
+
+quiet_threads, text, train = conftest.quiet_threads, conftest.text, conftest.train
+
 
 def expect(fact, otherwise):
     """An assert whose message stands alone: a reader wants to know what is expected, not how it was compared."""
@@ -300,9 +303,10 @@ NUMBERS = dict(wsd=2.58, untied=2.53, relu2=2.53, rmsnorm=2.53, qk_norm=2.53, sw
 @pytest.mark.parametrize("name", NUMBERS)
 def test_number(name, tmp_path):
     """A short run is as good as the table says: --preset=laptop --max_steps=500, seed 1337, on one thread."""
-    command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), "--preset=laptop", "--device=cpu",
+    command = [sys.executable, os.path.join(conftest.ROOT, "train_gpt2.py"), "--preset=laptop", "--device=cpu",
                "--max_steps=500", "--eval_every=0", "--save_every=0", f"--log_dir={tmp_path}"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = subprocess.run(command, capture_output=True, text=True, cwd=conftest.ROOT,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
     expect(run.returncode == 0, run.stderr)
     val_loss = float(re.findall(r"validation loss: (\S+)", run.stdout)[-1])
     print(f"{name}: validation loss {val_loss}, to beat: {NUMBERS[name]}")
