@@ -1,5 +1,5 @@
 """
-From any corpus to token shards for train_gpt2.py, and what the other files share: errors, flags, safe writing.
+From any corpus to token shards for train_gpt2.py, and what the other files share: flags, safe writing, logs.
 
     python fineweb.py                                       # FineWeb-Edu sample-10BT as 100 shards, 20 GB
     python fineweb.py --max_shards=3                        # 200M tokens to train on; a larger number later goes on
@@ -25,7 +25,7 @@ from which load_tokenizer makes it again: that is what a checkpoint keeps).
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
 
 Contents
-    1 errors, files, flags     fail, atomic_write, parse_flags, check_settings, progress
+    1 files, flags, settings   atomic_write, parse_flags, check_settings
     2 tokenizers               GPT2Tokenizer, CharTokenizer, BPETokenizer, make_tokenizer, load_tokenizer
     3 documents                files and datasets -> rows -> tokens, by threads, in order
     4 shards                   how they are filled and written, and meta.json
@@ -63,23 +63,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from support.console import UserError, is_first_process, print0, run_program
+
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 
 # ----------------------------------------------------------------------------------------------------
-# 1 errors, files, flags and settings, waiting
-
-def fail(message, by="RANK"):
-    """
-    End the program over something its user can put right: one line on stderr, exit code 2, no traceback. Under torchrun
-    the process speaks whose `by` is 0: RANK, one for all; LOCAL_RANK, one on each machine; "", everyone for itself.
-    """
-    if os.environ.get(by, "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(10)  # were we to leave first, torchrun would stop the others before the one can speak
-    raise SystemExit(2)
-
+# 1 files, flags and settings
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb", **kwargs):
@@ -100,6 +90,11 @@ def atomic_write(path, mode="wb", **kwargs):
         raise
 
 
+def refuse_flags(message):
+    """What argparse calls when it does not understand a command line."""
+    raise UserError(f"{message} (--help lists the flags)")
+
+
 def parse_flags(argv, doc, presets, *configs):
     """
     A flag for each field of some dataclasses, whose trailing comments become the help, and --preset for a named set of
@@ -108,7 +103,7 @@ def parse_flags(argv, doc, presets, *configs):
     parser = argparse.ArgumentParser(
         usage="python %(prog)s [--flag=value ...]", description=doc, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    parser.error = refuse_flags
     choices = {"preset": presets, "dtype": ("auto", "bfloat16", "float16", "float32"), "shard": ("no", "all", "node")}
     if presets:
         choices["tokenizer"] = ("gpt2", "char")  # for a text file; fineweb.py, which has no presets, takes any
@@ -144,9 +139,9 @@ def merge_settings(start, gpt_config, config, typed, presets):
             if name not in typed and name != "resume":
                 setattr(c, name, old)
             elif new != old and name in SHAPE:
-                fail(f"the weights to start from are of another model: {name} is {old}, not {new}")
-            elif new != old and name != "resume" and os.environ.get("RANK", "0") == "0":
-                print(f"changed since the checkpoint: {name} {old} -> {new}", flush=True)
+                raise UserError(f"the weights to start from are of another model: {name} is {old}, not {new}")
+            elif new != old and name != "resume":
+                print0(f"changed since the checkpoint: {name} {old} -> {new}")
     return typed
 
 
@@ -155,23 +150,25 @@ def check_settings(gpt_config, config=None):
     for f, value in [(f, getattr(c, f.name)) for c in (gpt_config, config) if c for f in fields(c)]:
         name = f.name
         if not isinstance(value, (int, float) if f.type is float else f.type):
-            fail(f"--{name}={str(value)[:50]}: must be of type {getattr(f.type, '__name__', f.type)}")
+            raise UserError(f"--{name}={str(value)[:50]}: must be of type {getattr(f.type, '__name__', f.type)}")
         least = 0 if name in ("max_steps", "warmup_steps", "eval_every", "save_every", "seed") else 1
         if f.type is int and not least <= value < 2**48:
-            fail(f"--{name}={value}: must be at least {least}, and a number one can count to")
+            raise UserError(f"--{name}={value}: must be at least {least}, and a number one can count to")
         most = 1 if name in ("dropout", "beta1", "beta2") else math.inf
         if f.type is float and not 0 <= value < most or name == "grad_clip" and value == 0:
-            fail(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
+            raise UserError(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
     if gpt_config.n_embd % gpt_config.n_head:
-        fail(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share the channels")
+        raise UserError(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share "
+                        f"the channels")
     if config and config.shard == "no" and config.offload:
-        fail("--offload moves the shares that --shard makes: give --shard too")
+        raise UserError("--offload moves the shares that --shard makes: give --shard too")
     if config and config.shard != "no" and config.compile:
-        fail("--compile and --shard do not go together here: leave one of them out")
+        raise UserError("--compile and --shard do not go together here: leave one of them out")
     if config and config.min_lr > config.max_lr:
-        fail(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
+        raise UserError(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
     if config and config.T > gpt_config.block_size:
-        fail(f"T {config.T} is longer than block_size {gpt_config.block_size}: try --T={gpt_config.block_size}")
+        raise UserError(f"T {config.T} is longer than block_size {gpt_config.block_size}: try "
+                        f"--T={gpt_config.block_size}")
 
 
 def choose_batch(config, typed, num_processes):
@@ -181,8 +178,8 @@ def choose_batch(config, typed, num_processes):
         if config.total_batch_size % (B * row) == 0:
             return B, config.total_batch_size // (B * row)
     unit = config.B * row if "B" in typed else row
-    fail(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
-         f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
+    raise UserError(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
+                    f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
 
 
 def keep_freed_memory():
@@ -195,22 +192,6 @@ def keep_freed_memory():
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above a block's gradients, below the MLP's activations at T=1024
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def progress(batches, what, flags, before_each=lambda: None):
-    """
-    Yield from the list `batches` under a progress bar of the first process. If the first batch shows that all will take
-    over a minute, a line says how long, and which flags shorten it. before_each: called before each batch, may raise.
-    """
-    t0 = time.time()
-    first_process = os.environ.get("RANK", "0") == "0"
-    # disable=None: no bar where the output is a file or a pipe
-    for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=None if first_process else True)):
-        before_each()
-        yield batch
-        left = (time.time() - t0) * (len(batches) - 1)
-        if i == 0 and left > 60 and first_process:
-            print(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it", flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -263,8 +244,8 @@ class CharTokenizer:
         arrays = [self.ids[np.frombuffer(t.encode("utf-32-le", "surrogatepass"), dtype="<u4")] for t in texts]
         for text, ids in zip(texts, arrays, strict=True):
             if not ids.all():
-                fail(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
-                     f"{self.n_vocab - 1} characters it was made from", by="")
+                raise UserError(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
+                                f"{self.n_vocab - 1} characters it was made from", who="me")
         return arrays
 
     def decode(self, ids):
@@ -285,7 +266,8 @@ class BPETokenizer:
         vocab = self.bpe.get_vocab(with_added_tokens=True)
         name = next((t for t in self.EOT if t in vocab), None)
         if name is None or vocab[name] in self.encode(name):  # not special: a text could spell it
-            fail(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special token: documents need one")
+            raise UserError(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special token: documents "
+                            f"need one")
         self.eot, self.n_vocab = vocab[name], max(vocab.values()) + 1
 
     def encode(self, text):
@@ -332,14 +314,17 @@ def fetch_tokenizer(name):
     try:
         if not os.path.isfile(path):
             if "/" not in name or name.endswith(".json"):
-                fail(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor a hub name such as "
-                     "Qwen/Qwen2-1.5B")
+                raise UserError(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor a hub name "
+                                f"such as "
+                                "Qwen/Qwen2-1.5B")
             from huggingface_hub import hf_hub_download
             path = hf_hub_download(name, "tokenizer.json")
         with open(path, encoding="utf-8") as f:
             return f.read()
+    except UserError:
+        raise
     except Exception as e:  # no network, no such model, no such file in it: each has an exception of its own
-        fail(f"cannot load the tokenizer {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+        raise UserError(f"cannot load the tokenizer {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
 
 
 def make_tokenizer(name, texts=()):
@@ -350,7 +335,7 @@ def make_tokenizer(name, texts=()):
         return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
     m = re.fullmatch(r"bpe:(\d+)", name)
     if m and int(m[1]) < 257:
-        fail(f"--tokenizer={name}: at least bpe:257, a token for each byte and <|endoftext|>")
+        raise UserError(f"--tokenizer={name}: at least bpe:257, a token for each byte and <|endoftext|>")
     return load_tokenizer({"name": "bpe", "json": train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name)})
 
 
@@ -362,8 +347,10 @@ def load_tokenizer(spec):
         return CharTokenizer(spec["chars"])
     try:
         return BPETokenizer(spec["json"])
+    except UserError:
+        raise
     except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
-        fail(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
+        raise UserError(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
 
 
 def saved_spec(folder):
@@ -378,7 +365,7 @@ def saved_spec(folder):
             return spec
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    fail(f"{path} describes no tokenizer: was it written by python play.py export?")
+    raise UserError(f"{path} describes no tokenizer: was it written by python play.py export?")
 
 
 def tokenize_file(path, tokenizer_name):
@@ -419,9 +406,9 @@ def list_files(pattern):
     """The regular files that a glob pattern means, sorted -> list of paths"""
     paths = sorted(filter(os.path.isfile, glob.glob(os.path.expanduser(pattern), recursive=True)))
     if not paths:
-        fail(f"--files={pattern}: there is no such file")
+        raise UserError(f"--files={pattern}: there is no such file")
     if wrong := [path for path in paths if not path.endswith(SUFFIXES)]:
-        fail(f"--files={pattern}: {wrong[0]} is none of {', '.join(SUFFIXES)}")
+        raise UserError(f"--files={pattern}: {wrong[0]} is none of {', '.join(SUFFIXES)}")
     return paths
 
 
@@ -435,8 +422,9 @@ def load_hub(config):
         from datasets import load_dataset
         data = load_dataset(config.dataset, name=config.name or None, split="train", streaming=config.stream)
     except Exception as e:  # no network, no such dataset, no space: its libraries have many ways to say it
-        fail(f"cannot load {config.dataset} {config.name} from {hub} ({' '.join(str(e).split())[:150]}): set "
-             "HF_ENDPOINT to a mirror, or take text of your own with --files='data/*.jsonl'")
+        raise UserError(f"cannot load {config.dataset} {config.name} from {hub} ({' '.join(str(e).split())[:150]}): "
+                        f"set "
+                        "HF_ENDPOINT to a mirror, or take text of your own with --files='data/*.jsonl'")
     n = data.num_shards if config.stream else min(1000, max(1, len(data)))
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
 
@@ -487,8 +475,9 @@ def read_batches(pieces, first, start, text_key):
                     yield i, start, rows, (i + share) / len(pieces), size
                     start, rows, size = start + len(rows), [], 0
         except Exception as e:  # damaged, gone, the network: each library has an exception of its own
-            fail(f"cannot read {piece_name(pieces, i)} after row {start + len(rows)} ({type(e).__name__}: "
-                 f"{' '.join(str(e).split())[:150]}): finished shards stay; the same command goes on after them")
+            raise UserError(f"cannot read {piece_name(pieces, i)} after row {start + len(rows)} ({type(e).__name__}: "
+                            f"{' '.join(str(e).split())[:150]}): finished shards stay; the same command goes on after "
+                            f"them")
         if rows:
             yield i, start, rows, (i + 1) / len(pieces), size
         start = 0
@@ -602,7 +591,7 @@ def read_meta(path):
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ok, meta = False, None
     if not ok:
-        fail(f"{path} is damaged: delete it and its shards, and run python fineweb.py again", by="LOCAL_RANK")
+        raise UserError(f"{path} is damaged: delete it and its shards, and run python fineweb.py again", who="node")
     return meta
 
 
@@ -614,13 +603,15 @@ def meta_tokenizer(out, meta):
             with open(os.path.join(out, "tokenizer.json"), encoding="utf-8", newline="") as f:
                 spec["json"] = f.read()
         except OSError as e:
-            fail(f"{out}/tokenizer.json, which meta.json speaks of, cannot be read ({e.strerror})", by="LOCAL_RANK")
+            raise UserError(f"{out}/tokenizer.json, which meta.json speaks of, cannot be read ({e.strerror})",
+                            who="node")
     if spec["name"] == "char" and type(spec.get("chars")) is not str:
-        fail(f"{out}/meta.json names a char tokenizer without characters", by="LOCAL_RANK")
+        raise UserError(f"{out}/meta.json names a char tokenizer without characters", who="node")
     tokenizer = load_tokenizer(spec)
     if (tokenizer.n_vocab, tokenizer.eot) != (meta["n_vocab"], meta["eot"]):
-        fail(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks of {meta['n_vocab']}: they do not "
-             "belong together", by="LOCAL_RANK")
+        raise UserError(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks of {meta['n_vocab']}: "
+                        f"they do not "
+                        "belong together", who="node")
     return tokenizer
 
 
@@ -633,10 +624,10 @@ def load_meta(root):
     metas = [read_meta(path) for path in paths]
     for meta, path in zip(metas, paths, strict=True):
         if meta["tokenizer"] != metas[0]["tokenizer"] or meta["n_vocab"] != metas[0]["n_vocab"]:
-            fail(f"{path} and {paths[0]} have different tokenizers: they do not belong together", by="LOCAL_RANK")
+            raise UserError(f"{path} and {paths[0]} have different tokenizers: they do not belong together", who="node")
         for shard in meta["shards"]:
             if problem := shard_problem(os.path.join(root, shard["name"]), shard["tokens"], meta["dtype"]):
-                fail(f"{problem}: python fineweb.py --check={root} says what else is wrong", by="LOCAL_RANK")
+                raise UserError(f"{problem}: python fineweb.py --check={root} says what else is wrong", who="node")
     return meta_tokenizer(root, metas[0]) if metas else gpt2_tokenizer()
 
 
@@ -662,7 +653,7 @@ def save_shard(out, meta, tokens):
     k, n = meta["part"]
     index = (k - 1) * (10**6 // n) + len(meta["shards"])
     if len(meta["shards"]) >= 10**6 // n:
-        fail(f"part {k} of {n} has room for {10**6 // n} shards only: make them larger with --shard_size")
+        raise UserError(f"part {k} of {n} has room for {10**6 // n} shards only: make them larger with --shard_size")
     path = os.path.join(out, f"edufineweb_{'train' if index else 'val'}_{index:06d}.npy")
     try:
         if shutil.disk_usage(out).free < tokens.nbytes:
@@ -679,8 +670,9 @@ def save_shard(out, meta, tokens):
             if found.digest() != expected.digest():
                 raise OSError(5, "it reads back differently")
     except OSError as e:
-        fail(f"cannot write {path}, {tokens.nbytes / 1e6:,.1f} MB ({e.strerror}): {len(meta['shards'])} finished "
-             "shards stay; make room and run the same command again")
+        raise UserError(f"cannot write {path}, {tokens.nbytes / 1e6:,.1f} MB ({e.strerror}): {len(meta['shards'])} "
+                        f"finished "
+                        "shards stay; make room and run the same command again")
     meta["shards"].append({"name": os.path.basename(path), "tokens": len(tokens), "sha256": found.hexdigest(),
                            "documents": count(tokens, meta["eot"])})
     meta["tokens"] += len(tokens)
@@ -694,7 +686,7 @@ def save_shards(config, meta, tokens):
     if not meta["shards"] and meta["part"][0] == 1:
         cut = S if len(tokens) == 2 * S else min(config.val_tokens or len(tokens) // 10 or 1, S)
         if not cut < len(tokens):
-            fail(f"a corpus of {len(tokens)} tokens has none left to train on, with {cut} for validation")
+            raise UserError(f"a corpus of {len(tokens)} tokens has none left to train on, with {cut} for validation")
         save_shard(config.out, meta, tokens[:cut])
     for start in range(cut, len(tokens), S):
         save_shard(config.out, meta, tokens[start : start + S])
@@ -741,8 +733,8 @@ def fill_shards(config, meta, tokenizer, pieces):
 def report_skipped(skipped, config, nothing_yet):
     """Name the rows without a text; fatal with --strict, and where not one row so far has had any."""
     if skipped and (config.strict or nothing_yet):
-        fail(f"{skipped[0]}" + (": repair it, or without --strict it is skipped" if config.strict else
-                                ", as in every row so far: is --text_key right?"))
+        raise UserError(f"{skipped[0]}" + (": repair it, or without --strict it is skipped" if config.strict else
+                                           ", as in every row so far: is --text_key right?"))
     for line in skipped:
         tqdm.write(f"skipped: {line}", file=sys.stderr)
 
@@ -754,12 +746,13 @@ def check_config(config):
     """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
     for name, value in asdict(config).items():
         if type(value) is int and value < (1 if name == "shard_size" else 0):
-            fail(f"--{name}={value}: must be at least {1 if name == 'shard_size' else 0}")
+            raise UserError(f"--{name}={value}: must be at least {1 if name == 'shard_size' else 0}")
     m = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
     if not m or not 1 <= int(m[1]) <= int(m[2]):
-        fail(f"--part={config.part}: the third of eight is --part=3/8")
+        raise UserError(f"--part={config.part}: the third of eight is --part=3/8")
     if config.max_shards == 1 and int(m[1]) == 1:
-        fail("--max_shards=1: the first shard is validation, there would be none to train on: try --max_shards=2")
+        raise UserError("--max_shards=1: the first shard is validation, there would be none to train on: try "
+                        "--max_shards=2")
     return int(m[1]), int(m[2])
 
 
@@ -782,18 +775,20 @@ def find_work(config, settings, k, n):
     mine, out = None, glob.escape(config.out)
     paths = glob.glob(os.path.join(out, "meta*.json"))
     if not paths and glob.glob(os.path.join(out, "*_*_*.npy")):
-        fail(f"{config.out} holds shards without a meta.json, which another program has made: choose another --out")
+        raise UserError(f"{config.out} holds shards without a meta.json, which another program has made: choose "
+                        f"another --out")
     for path in paths:
         meta = read_meta(path)
         theirs = {**meta["settings"], "parts": meta["part"][1]}
         for key, value in {**settings, "parts": n}.items():
             if theirs.get(key) != value:
-                fail(f"{config.out} was made with another {key} ({theirs.get(key)}, not {value}): choose another --out")
+                raise UserError(f"{config.out} was made with another {key} ({theirs.get(key)}, not {value}): choose "
+                                f"another --out")
         if meta["part"] == [k, n]:
             mine = meta
     for shard in mine["shards"] if mine else []:
         if problem := shard_problem(os.path.join(config.out, shard["name"]), shard["tokens"], mine["dtype"]):
-            fail(f"{problem}: delete {config.out} and start over, or choose another --out")
+            raise UserError(f"{problem}: delete {config.out} and start over, or choose another --out")
     for path in glob.glob(os.path.join(out, "*.tmp*")):  # what a killed run has left half written
         m = re.search(r"_(\d{6})\.npy\.tmp", path)  # but nothing of another part, which may be running
         if int(m[1]) // (10**6 // n) == k - 1 if m else f"{meta_name(k, n)}.tmp" in path or n == 1:
@@ -838,8 +833,8 @@ def make_shards(config):
         return report(config, meta, "everything is there already: ")
     pieces = files or load_hub(config)
     if len(pieces) < n:
-        fail(f"--part={config.part}: parts are whole input files, of which there are {len(pieces)}: try "
-             f"--part=1/{len(pieces)}")
+        raise UserError(f"--part={config.part}: parts are whole input files, of which there are {len(pieces)}: try "
+                        f"--part=1/{len(pieces)}")
     tokenizer, meta = (meta_tokenizer(config.out, meta), meta) if meta else begin(config, settings, k, n, pieces)
     meta["max_shards"] = config.max_shards
     try:
@@ -847,11 +842,12 @@ def make_shards(config):
         need = np.dtype(meta["dtype"]).itemsize * (estimate_tokens(config, files, n) - meta["tokens"])
         free = shutil.disk_usage(config.out).free
         if need > free:
-            fail(f"the shards will take about {need / 1e6:,.1f} MB, {config.out} has {free / 1e6:,.1f} MB free: choose "
-                 "another --out, or fewer shards with --max_shards")
+            raise UserError(f"the shards will take about {need / 1e6:,.1f} MB, {config.out} has {free / 1e6:,.1f} MB "
+                            f"free: choose "
+                            "another --out, or fewer shards with --max_shards")
         write_meta(config.out, meta, tokenizer)
     except OSError as e:
-        fail(f"cannot write to {config.out} ({e.strerror}): choose another --out")
+        raise UserError(f"cannot write to {config.out} ({e.strerror}): choose another --out")
     fill_shards(config, meta, tokenizer, pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n])
     report(config, meta, "")
 
@@ -875,7 +871,7 @@ def check_directory(root):
     """Verify every byte of the shards in a directory -> list of what is wrong, one line each"""
     metas = [read_meta(path) for path in sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))]
     if not metas:
-        fail(f"{root} has no meta.json: it is not a directory of shards made by this program")
+        raise UserError(f"{root} has no meta.json: it is not a directory of shards made by this program")
     problems = [f"meta.json of part {m['part']} has other settings than that of part {metas[0]['part']}" for m in metas
                 if any(m[key] != metas[0][key] for key in ("settings", "tokenizer", "n_vocab", "eot", "dtype"))]
     parts, n = [meta["part"][0] for meta in metas], metas[0]["part"][1]
@@ -912,14 +908,17 @@ def main(argv):
     if config.check:
         problems = check_directory(config.check)
         print("\n".join(problems) or f"{config.check}: every shard is as it was made")
-        raise SystemExit(1 if problems else 0)
+        if problems:
+            raise UserError(f"{len(problems)} problem(s) in {config.check}", exit_code=1)
+        return
     try:
         make_shards(config)
     except KeyboardInterrupt:
-        print(f"stopped: finished shards are in {config.out}, the same command goes on after them", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise UserError(f"stopped: finished shards are in {config.out}, the same command goes on after them",
+                        exit_code=130) from None
     except OSError as e:  # of a disk that fills up between two shards, say
-        fail(f"{e.filename or config.out}: {e.strerror or e}: finished shards stay; the same command goes on")
+        raise UserError(f"{e.filename or config.out}: {e.strerror or e}: finished shards stay; the same command goes "
+                        f"on")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -930,7 +929,8 @@ def tensorboard_writer():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        fail("--tensorboard needs a package that is not here: pip install tensorboard, or leave the flag out", by="")
+        raise UserError("--tensorboard needs a package that is not here: pip install tensorboard, or leave the flag "
+                        "out", who="me")
     return SummaryWriter
 
 
@@ -960,9 +960,9 @@ def open_log(log_dir, settings, checkpoint):
         if writer:  # what will come again counts no more
             events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
     except Timeout:
-        fail(f"another run is writing to {log_dir}: choose another place with --log_dir", by="")
+        raise UserError(f"another run is writing to {log_dir}: choose another place with --log_dir", who="me")
     except OSError as e:
-        fail(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", by="")
+        raise UserError(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", who="me")
     return functools.partial(write_log, path, lock, [], events)
 
 
@@ -1023,15 +1023,17 @@ def find_checkpoint(config, load_checkpoint):
     for path in paths:
         try:
             checkpoint = load_checkpoint(path)
-        except SystemExit:
+        except UserError as e:
             if path == paths[-1]:
                 raise
-            continue  # damaged, which it has said: the one before will do
+            if is_first_process():  # damaged: the one before will do
+                print(f"warning: {e}", file=sys.stderr, flush=True)
+            continue
         counts = [checkpoint.get(key) for key in ("step", "position")]
         if "optimizer" not in checkpoint or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
-            fail(f"{path} has no optimizer, step and position: start from its weights with --init_from={path}")
-        if os.environ.get("RANK", "0") == "0":
-            print(f"resuming from {path}: {counts[0]} steps are done", flush=True)
+            raise UserError(f"{path} has no optimizer, step and position: start from its weights with "
+                            f"--init_from={path}")
+        print0(f"resuming from {path}: {counts[0]} steps are done")
         return {**checkpoint, "path": path}
 
 
@@ -1065,8 +1067,10 @@ def read_checkpoint(path, GPTConfig):
             raise ValueError("its tokenizer has no name")
         return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
                 "config": asdict(config)}
+    except UserError:
+        raise
     except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
-        fail(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+        raise UserError(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
 
 
 def count_parameters(config):
@@ -1081,12 +1085,13 @@ def check_weights(config, state, source):
     check_settings(config)
     for name, w in state.items():
         if type(w) is not torch.Tensor or w.layout != torch.strided or w.device.type != "cpu" or not w.is_contiguous():
-            fail(f"{source} is not a usable model: {name} is no plain tensor")
+            raise UserError(f"{source} is not a usable model: {name} is no plain tensor")
         if not torch.isfinite(w).all():
-            fail(f"{source} is not a usable model: {name} has numbers that are nan or infinite")
+            raise UserError(f"{source} is not a usable model: {name} has numbers that are nan or infinite")
     need = count_parameters(config)
     if need > 2 * sum(w.numel() for w in state.values()) + 10**7:  # what is missing in a small one, load_weights names
-        fail(f"{source} is not a usable model: its config asks for {need} parameters, and they are not there")
+        raise UserError(f"{source} is not a usable model: its config asks for {need} parameters, and they are not "
+                        f"there")
 
 
 def load_weights(model, state, source):
@@ -1096,7 +1101,7 @@ def load_weights(model, state, source):
     try:
         model.load_state_dict(state)
     except (RuntimeError, AttributeError) as e:
-        fail(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
+        raise UserError(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
 
 
 def write_checkpoint(path, state, keep_last, t0, dt):
@@ -1131,7 +1136,7 @@ def restore(checkpoint, raw_model, optimizer, scaler, loader):
         if checkpoint["scaler"]:  # empty, if the run had no float16 so far
             scaler.load_state_dict(checkpoint["scaler"])
     except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
-        fail(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
+        raise UserError(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
     loader.position = checkpoint["position"]
     return checkpoint["step"], checkpoint.get("val_loss")
 
@@ -1140,13 +1145,12 @@ def explain(e, config):
     """End the program with a line over what is no fault of it; raise any other error again."""
     from torch.distributed import DistError
     if isinstance(e, KeyboardInterrupt):
-        raise SystemExit(130) from None  # as the shell counts a program that Ctrl-C ended
+        raise e
     if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
         # nothing is tried for you, who may not be looking
-        fail(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", by="")
+        raise UserError(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", who="me")
     if isinstance(e, DistError) or "gloo" in str(e):
-        print(f"lost another process: {str(e)[:200]}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
+        raise UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1) from None
     raise e
 
 
@@ -1158,11 +1162,12 @@ def check_numbers(step, loss, norm, recent, scaler, loader, config):
     # where gradients overflow float16 the scaler skips the step and takes a smaller scale: that is no fault
     if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
         shard, offset = loader.locate(loader.position - config.total_batch_size)
-        fail(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from "
-             f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last good checkpoint: "
-             f"{(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller --max_lr")
-    if len(recent) == 100 and norm > 4 * max(recent) and os.environ.get("RANK", "0") == "0":
-        print(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before", flush=True)
+        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from "
+                        f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last good checkpoint: "
+                        f"{(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller "
+                        f"--max_lr")
+    if len(recent) == 100 and norm > 4 * max(recent):
+        print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before")
     recent[:] = [*recent, norm][-100:]
 
 
@@ -1234,7 +1239,7 @@ def catch_signals(catch=True):
         # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a second it is the same
         if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
             noted.append((signal.Signals(number).name, time.time()))
-            if len(noted) == 1 and os.environ.get("RANK", "0") == "0":  # (print is not allowed in a handler)
+            if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
                 os.write(2, b"stopping after this step, with a checkpoint; the same again stops at once\n")
         else:
             os._exit(128 + number)
@@ -1244,24 +1249,13 @@ def catch_signals(catch=True):
     return noted
 
 
-def leave():
-    """
-    End one of several processes at once, all being done and written. Under --shard the process group outlives its
-    destruction, and a thread of gloo that frees a tensor while Python ends is an abort ("terminate called without an
-    active exception", one exit in 25 to 100 with torch 2.13), for which torchrun says 1.
-    """
-    if "RANK" in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def check_kernels(arch_list, major, minor):
     """End the program unless this PyTorch was built for a GPU of compute capability major.minor."""
     # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later ones
     archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(arch_list))
     if not any((kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for kind, x, y in archs):
-        fail(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA 12.6")
+        raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA "
+                        f"12.6")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -1316,9 +1310,10 @@ def read_hugging_face(name):
         path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
         for file in files:
             if not os.path.isfile(os.path.join(path, file)):
-                fail(f"cannot load {name}: it has no {file} (a pytorch_model.bin is converted by python -c "
-                     f"\"from transformers import GPT2LMHeadModel as M; M.from_pretrained('{name}').save_pretrained("
-                     f"'{name}')\")")
+                raise UserError(f"cannot load {name}: it has no {file} (a pytorch_model.bin is converted by python -c "
+                                f"\"from transformers import GPT2LMHeadModel as M; "
+                                f"M.from_pretrained('{name}').save_pretrained("
+                                f"'{name}')\")")
         with open(os.path.join(path, files[0]), encoding="utf-8") as f:
             config = json.load(f)
         shape = [config[key] for key in HF_SHAPE]
@@ -1328,9 +1323,11 @@ def read_hugging_face(name):
         if not all(type(n) is int and n > 0 for n in shape) or shape[4] % shape[3]:
             raise ValueError(f"{', '.join(HF_SHAPE)} cannot be {', '.join(map(str, shape))}")
         return shape, load_file(os.path.join(path, files[1]))
+    except UserError:
+        raise
     except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
         hub = "" if os.path.isdir(name) else ": set HF_ENDPOINT to a mirror, or give a directory"
-        fail(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}{hub}")
+        raise UserError(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}{hub}")
 
 
 def write_hugging_face(folder, shape, eot, weights):
@@ -1347,4 +1344,4 @@ def write_hugging_face(folder, shape, eot, weights):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

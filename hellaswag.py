@@ -27,7 +27,8 @@ import urllib.request
 import torch
 from torch.nn import functional as F
 
-from fineweb import atomic_write, fail, gpt2_tokenizer, load_weights, progress
+from fineweb import atomic_write, gpt2_tokenizer, load_weights, refuse_flags
+from support.console import UserError, is_first_on_node, print0, progress, run_program
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
@@ -84,7 +85,8 @@ def read_examples(path):
             except (ValueError, TypeError, KeyError):
                 ok = False
             if not ok:
-                fail(f"{path}, line {number}: no HellaSwag item, which has ctx, four endings and a label from 0 to 3")
+                raise UserError(f"{path}, line {number}: no HellaSwag item, which has ctx, four endings and a label "
+                                f"from 0 to 3")
             yield item
 
 
@@ -107,10 +109,9 @@ def prepare(data_dir=DATA_DIR):
 def prepare_for(tokenizer):
     """See to it that the items are there, on each machine, and say whether a model with this tokenizer can be asked."""
     if tokenizer.spec["name"] != "gpt2":
-        if os.environ.get("RANK", "0") == "0":
-            print("no HellaSwag: its items are tokenized with GPT-2's tokenizer", flush=True)
+        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
         return False
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_on_node():
         prepare()
     return True
 
@@ -272,7 +273,7 @@ def evaluate(model, items, autocast, batch_tokens=None, *share):
 def parse_args(argv):
     """The flags of this file. A wrong one: one line, exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help lists the flags)")
+    parser.error = refuse_flags
     parser.add_argument("--model", required=True, help="gpt2 ... gpt2-xl, a .pt file, or a Hugging Face directory")
     parser.add_argument("--data", help="a .jsonl file with items, instead of the published validation split")
     parser.add_argument("--limit", type=int, help="only the first so many items")
@@ -281,35 +282,35 @@ def parse_args(argv):
     parser.add_argument("--batch_tokens", type=int, help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
     args = parser.parse_args(argv)
     if any(n is not None and n < 1 for n in (args.limit, args.batch_tokens)):
-        fail("--limit and --batch_tokens must be at least 1")
+        raise UserError("--limit and --batch_tokens must be at least 1")
     if args.data and not os.path.isfile(args.data):
-        fail(f"--data={args.data}: there is no such file")
+        raise UserError(f"--data={args.data}: there is no such file")
     return args
 
 
-def main(argv=None):
+def main(argv):
     import train_gpt2  # here only: it imports this file
     args = parse_args(argv)
-    if not args.data and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not args.data and is_first_on_node():
         prepare()
     start = train_gpt2.load_model(args.model)
     if start["tokenizer"]["name"] != "gpt2":
-        fail(f"{args.model} has another tokenizer than GPT-2's: its losses per token cannot be compared")
+        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses per token cannot be compared")
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
     rank, num_processes, device = train_gpt2.setup_distributed(config)
     dtype, reason = train_gpt2.choose_dtype(config, device)
     examples = list(read_examples(args.data)) if args.data else load_examples()
     items = [tokenize_example(example) for example in examples[: args.limit]]
     if not items:
-        fail("no HellaSwag items: give a file with --data", by="")
+        raise UserError("no HellaSwag items: give a file with --data", who="me")
     model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
     load_weights(model, start["model"], args.model)
     t0 = time.time()
     autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
     right = evaluate(model.to(device), items, autocast, args.batch_tokens, rank, num_processes)
     acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
-    train_gpt2.print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
-    train_gpt2.print0(f"{time.time() - t0:.1f}s on {num_processes} x {device.type}, {str(dtype)[6:]} ({reason})")
+    print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
+    print0(f"{time.time() - t0:.1f}s on {num_processes} x {device.type}, {str(dtype)[6:]} ({reason})")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -328,4 +329,4 @@ def report(name, acc, acc_norm, n, whole):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -31,8 +31,9 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import (SHAPE, atomic_write, check_settings, count_parameters, fail, flops_per_token, load_tokenizer,
+from fineweb import (SHAPE, atomic_write, check_settings, count_parameters, flops_per_token, load_tokenizer,
                      load_weights, read_reference)
+from support.console import UserError, run_program
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -41,16 +42,18 @@ from fineweb import (SHAPE, atomic_write, check_settings, count_parameters, fail
 def load(name, device="cpu"):
     """MODEL -> the GPT, ready for use, its tokenizer, and what else its file says (dict). Or one line, exit code 2."""
     if not (os.path.isdir(name) or os.path.isfile(name) or re.fullmatch("gpt2(-medium|-large|-xl)?", name)):
-        fail(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
+        raise UserError(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a directory, or gpt2 "
+                        f"... gpt2-xl")
     start = train_gpt2.load_model(name)
     try:
         model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
         load_weights(model, start["model"], name)
         tokenizer = load_tokenizer(start["tokenizer"])
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
-        fail(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
+        raise UserError(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
     if tokenizer.n_vocab > model.config.vocab_size:
-        fail(f"{name} knows {model.config.vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: they are no pair")
+        raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: they are "
+                        f"no pair")
     return model.eval().to(device), tokenizer, start
 
 
@@ -63,7 +66,7 @@ def check_sampling(settings):
     for name, value in settings.items():
         low, high = {"temperature": (0, 1e6), "top_p": (1e-9, 1), "seed": (0, 2**63 - 1)}.get(name, (1, 1e9))
         if not low <= value <= high:
-            fail(f"{name} {value} cannot be: it must be between {low:g} and {high:g}")
+            raise UserError(f"{name} {value} cannot be: it must be between {low:g} and {high:g}")
 
 
 def read_prompt(text):
@@ -77,7 +80,7 @@ def read_prompt(text):
             with open(text[1:], encoding="utf-8") as f:
                 return f.read().removesuffix("\n")
         except (OSError, UnicodeDecodeError) as e:
-            fail(f"cannot read the prompt from {text[1:]}: {e}")
+            raise UserError(f"cannot read the prompt from {text[1:]}: {e}")
     return text
 
 
@@ -86,7 +89,7 @@ def tokenize(tokenizer, text):
     # bytes that are no UTF-8 reach us as lone surrogates, which no tokenizer knows
     ids = tokenizer.encode(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
     if not ids and tokenizer.eot is None:
-        fail("the prompt is empty, and this tokenizer has no <|endoftext|> to start from: give a prompt")
+        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start from: give a prompt")
     return ids or [tokenizer.eot]
 
 
@@ -177,13 +180,15 @@ def chat(args):
         except KeyboardInterrupt:
             print()
             continue
-        with contextlib.suppress(SystemExit):  # what was wrong has been said: the conversation goes on
+        try:
             if line.startswith("/"):
                 change_setting(line, settings, context, generator)
                 continue
             if line or not context:  # an empty line lets it go on
                 context += tokenize(tokenizer, "\n" + line if context else line)
             answer(model, tokenizer, autocast, context, settings, generator)
+        except UserError as e:  # the conversation goes on
+            print(f"error: {e}", file=sys.stderr, flush=True)
 
 
 def change_setting(line, settings, context, generator):
@@ -195,7 +200,7 @@ def change_setting(line, settings, context, generator):
         try:
             new = {name: type(settings[name])(value)}
         except ValueError:
-            fail(f"/{name} {value}: that is no number, try /{name} {settings[name]}")
+            raise UserError(f"/{name} {value}: that is no number, try /{name} {settings[name]}")
         check_sampling(new)
         settings.update(new)
         if name == "seed":
@@ -213,14 +218,14 @@ def read_log(path):
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     file, log, settings = os.path.join(path, "log.txt") if os.path.isdir(path) else path, {}, {}
     if not os.path.isfile(file):
-        fail(f"there is no log {file}: give the directory of a run, its --log_dir")
+        raise UserError(f"there is no log {file}: give the directory of a run, its --log_dir")
     with open(file, encoding="utf-8", errors="replace") as f:
         # notes and half lines (a run that was killed) do not match; of a step that stands twice the later line counts
         for m in filter(None, (re.fullmatch(r"(\d+) (\w+) ([-+.\deE]+)\n", line) for line in f)):
             with contextlib.suppress(ValueError):
                 log.setdefault(m[2], {})[int(m[1])] = float(m[3])
     if not log.keys() & {"train", "val", "hella"}:
-        fail(f"{file} has no lines `step stream value` of the streams train, val or hella")
+        raise UserError(f"{file} has no lines `step stream value` of the streams train, val or hella")
     with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
         settings = json.load(f)
     return log, settings
@@ -271,14 +276,14 @@ def save_picture(fig, path):
         with atomic_write(path) as f:
             fig.savefig(f, format=os.path.splitext(path)[1][1:])
     except OSError as e:
-        fail(f"cannot write {path} ({e.strerror}): choose another place with --out")
+        raise UserError(f"cannot write {path} ({e.strerror}): choose another place with --out")
     print(f"wrote {path}")
 
 
 def plot(args):
     """Losses, and HellaSwag where it was measured, of one or several runs -> a picture (png, svg, pdf)"""
     if os.path.splitext(args.out)[1] not in (".png", ".svg", ".pdf"):
-        fail(f"--out={args.out}: the name must end in .png, .svg or .pdf")
+        raise UserError(f"--out={args.out}: the name must end in .png, .svg or .pdf")
     runs = [read_log(path) for path in args.logs]
     import matplotlib
     matplotlib.use("Agg")  # draws without a screen
@@ -286,7 +291,8 @@ def plot(args):
     # a loss per character, or per another tokenizer's token, is no number to compare with GPT-2's
     comparable = [settings.get("tokenizer", {}).get("name", "gpt2") == "gpt2" for _, settings in runs]
     if args.reference and not all(comparable):
-        fail(f"{args.logs[comparable.index(False)]} has another tokenizer than GPT-2's: leave --reference out")
+        raise UserError(f"{args.logs[comparable.index(False)]} has another tokenizer than GPT-2's: leave --reference "
+                        f"out")
     panels = 2 if args.reference or any("hella" in log for log, _ in runs) else 1
     fig, [axes] = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained", squeeze=False)
     for i, (path, (log, settings)) in enumerate(zip(args.logs, runs, strict=True)):
@@ -357,7 +363,7 @@ def export(args):
     """A model as the directory that transformers loads: all of it, or nothing."""
     folder = os.path.abspath(args.dir)
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        fail(f"{args.dir} is there already, and not empty: name a new directory")
+        raise UserError(f"{args.dir} is there already, and not empty: name a new directory")
     model, tokenizer, _ = load(args.model)
     temporary = f"{folder}.tmp{os.getpid()}"
     try:
@@ -367,7 +373,7 @@ def export(args):
             os.rmdir(folder)
         os.rename(temporary, folder)
     except OSError as e:
-        fail(f"cannot write {args.dir} ({e.strerror}): name another directory")
+        raise UserError(f"cannot write {args.dir} ({e.strerror}): name another directory")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample")
@@ -485,15 +491,25 @@ def largest(gpt_config, config, n, card):
 # ----------------------------------------------------------------------------------------------------
 # the command line
 
+COMMANDS = (sample, chat, plot, export, info, estimate)
+
+
+def refuse_flags(message):
+    """What argparse calls when it does not understand a command line."""
+    raise UserError(f"{message} (python play.py --help shows the commands)")
+
+
 def parse_args(argv):
     """The commands and their flags. A wrong one: one line, exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = "sample | chat | plot | export | info | estimate"
     commands = parser.add_subparsers(dest="command", required=True, metavar=names)
     made = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__.splitlines()[0], description=f.__doc__)
-            for f in (sample, chat, plot, export, info, estimate)}
+            for f in COMMANDS}
+    for command in COMMANDS:
+        made[command.__name__].set_defaults(run=command)
     for p in (parser, *made.values()):
-        p.error = lambda message: fail(f"{message} (python play.py --help shows the commands)")
+        p.error = refuse_flags
         p.allow_abbrev = False
     for name in ("sample", "chat", "export", "info"):
         made[name].add_argument("model", metavar="MODEL", help="a checkpoint, a directory, or gpt2 ... gpt2-xl")
@@ -516,18 +532,10 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal, or a pipe, that is not in UTF-8 shall not end a chat
+def main(argv):
     args = parse_args(argv)
-    try:
-        globals()[args.command](args)
-    except KeyboardInterrupt:
-        sys.exit(130)  # as the shell counts a program that Ctrl-C ended
-    except BrokenPipeError:  # whoever read our output has seen enough: | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -12,7 +12,7 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the settings      TrainConfig, every knob with its reason; PRESETS
     3 the data          load_tokens, load_data, DataLoaderLite
-    4 many GPUs         print0, setup_distributed, all_reduce, choose_dtype, shard_model, wrap_model
+    4 many GPUs         setup_distributed, all_reduce, choose_dtype, shard_model, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     6 checkpoints       save_checkpoint, load_checkpoint, load_model
     7 training          get_lr, main: the set-up, then the loop with THE STEP
@@ -24,7 +24,6 @@ import glob
 import math
 import os
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -42,7 +41,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
-from fineweb import fail, progress
+from support.console import UserError, print0, progress, run_program
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -311,7 +310,8 @@ def load_tokens(path):
             raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}, not a row of uint16 or uint32")
         return tokens
     except Exception as e:  # numpy has many for the many ways in which a file can be damaged
-        fail(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python fineweb.py again", by="LOCAL_RANK")
+        raise UserError(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python fineweb.py again",
+                        who="node")
 
 def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
@@ -322,7 +322,7 @@ def load_data(config):
         paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
         splits.append([load_tokens(path) for path in paths])
         if not paths:
-            fail(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", by="LOCAL_RANK")
+            raise UserError(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", who="node")
     return fineweb.load_meta(root), *splits  # the tokenizer that the shards were made with
 
 class DataLoaderLite:
@@ -339,8 +339,8 @@ class DataLoaderLite:
         self.ends = np.cumsum([len(shard) for shard in shards])  # of each shard, in the stream
         self.num_tokens = int(self.ends[-1])
         if self.num_tokens <= B * T * num_processes:
-            fail(f"a split of {self.num_tokens} tokens is too short for a batch of {B * T * num_processes}: "
-                 "try a smaller --B or --T")
+            raise UserError(f"a split of {self.num_tokens} tokens is too short for a batch of {B * T * num_processes}: "
+                            "try a smaller --B or --T")
         self.position = 0  # tokens consumed by all processes together, since the beginning of the run
 
     def locate(self, position):
@@ -356,8 +356,9 @@ class DataLoaderLite:
             shard, offset = self.locate(start + done)
             part = shard[offset : offset + n - done]
             if self.n_vocab is not None and int(part.max()) >= self.n_vocab:
-                fail(f"{shard.filename} has token {part.max()} at offset {offset + int(part.argmax())}: there are only "
-                     f"{self.n_vocab}; it is damaged, or was made with another tokenizer", by="")
+                raise UserError(f"{shard.filename} has token {part.max()} at offset {offset + int(part.argmax())}: "
+                                f"there are only "
+                                f"{self.n_vocab}; it is damaged, or was made with another tokenizer", who="me")
             tokens[done : done + len(part)] = part
             done += len(part)
         return torch.from_numpy(tokens)
@@ -375,11 +376,6 @@ class DataLoaderLite:
 # ----------------------------------------------------------------------------------------------------
 # 4 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
 
-def print0(*args):
-    """print, by the first process only: eight copies of a line say no more than one."""
-    if os.environ.get("RANK", "0") == "0":
-        print(*args, flush=True)
-
 def setup_distributed(config):
     """What torchrun says, or one process -> rank (which of all this one is), how many there are, the torch.device."""
     rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
@@ -387,17 +383,18 @@ def setup_distributed(config):
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = best if config.device == "auto" else config.device
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) or not name.startswith(("cpu", best)):
-        fail(f"--device={name} is not to be had here: try --device={best}")
+        raise UserError(f"--device={name} is not to be had here: try --device={best}")
     device = torch.device(name)  # from here on we compare device.type: a device may be called cuda:3
     if device.type == "cuda":
         if num_processes > 1 or device.index is None:
             device = torch.device("cuda", local_rank)  # one GPU a process
         if device.index >= torch.cuda.device_count():
-            fail(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one process for each", by="")
+            raise UserError(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one process for "
+                            f"each", who="me")
         torch.cuda.set_device(device)
     if "RANK" in os.environ or config.shard != "no":
         if device.type == "mps":
-            fail("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
+            raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                                 timeout=timedelta(seconds=config.dist_timeout_s), **fineweb.meeting_place())
@@ -577,7 +574,8 @@ def main(gpt_config, config, typed):
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
     fineweb.check_settings(gpt_config, config)
     if gpt_config.vocab_size < tokenizer.n_vocab or start and start["tokenizer"] != tokenizer.spec:
-        fail(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and --tokenizer?")
+        raise UserError(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and "
+                        f"--tokenizer?")
     # downloaded by one process of each machine; the others wait for it in setup_distributed
     with_hellaswag = config.hellaswag and hellaswag.prepare_for(tokenizer)
 
@@ -682,7 +680,7 @@ def main(gpt_config, config, typed):
         print0(f"stopped by {signals[0][0] if signals else 'another process'}: {step} steps are done; go on with "
                "--resume=auto")
     if not saved:
-        raise SystemExit(1)
+        raise UserError("the last checkpoint could not be saved", exit_code=1)
 
 def run(argv):
     gpt_config, config, typed = fineweb.parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
@@ -696,5 +694,4 @@ def run(argv):
         dist.destroy_process_group()
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
-    fineweb.leave()  # a process of torchrun ends here: all is written, and what gloo leaves running may abort
+    run_program(run)

@@ -18,8 +18,10 @@ from types import SimpleNamespace
 import conftest
 import pytest
 import torch
+from small_runs import ROOT
 
 import train_gpt2
+from support.console import UserError
 from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr
 
 V, C, L = 128, 96, 2  # vocabulary rows, channels and layers of the small model
@@ -284,7 +286,7 @@ def test_muon(train, tmp_path):
     whole = train("log", "--save_every=8")["train"]
     try:
         resumed = train("log", "--save_every=8", f"--resume={tmp_path / 'log' / 'model_00008.pt'}")["train"]
-    except SystemExit:
+    except UserError:
         pytest.fail("resuming fails: PyTorch calls step(closure=None), and what a step remembers must be tensors in "
                     "self.state", pytrace=False)
     expect(resumed == whole, "8 steps and 2 from a checkpoint should be 10 steps: is the momentum in self.state?")
@@ -303,9 +305,9 @@ NUMBERS = dict(wsd=2.58, untied=2.53, relu2=2.53, rmsnorm=2.53, qk_norm=2.53, sw
 @pytest.mark.parametrize("name", NUMBERS)
 def test_number(name, tmp_path):
     """A short run is as good as the table says: --preset=laptop --max_steps=500, seed 1337, on one thread."""
-    command = [sys.executable, os.path.join(conftest.ROOT, "train_gpt2.py"), "--preset=laptop", "--device=cpu",
+    command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), "--preset=laptop", "--device=cpu",
                "--max_steps=500", "--eval_every=0", "--save_every=0", f"--log_dir={tmp_path}"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=conftest.ROOT,
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     expect(run.returncode == 0, run.stderr)
     val_loss = float(re.findall(r"validation loss: (\S+)", run.stdout)[-1])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from small_runs import ROOT
 
 FAULTS = """
 import resource, sys

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from small_runs import ROOT
 
 CHAPTERS = os.path.join(ROOT, "tools", "chapters.py")
 
@@ -42,7 +42,7 @@ def test_a_chapter_that_does_not_exist(history):
 
 def test_without_a_history_there_is_one_line(tmp_path):
     (tmp_path / "tools").mkdir()
-    shutil.copy(os.path.join(ROOT, "fineweb.py"), tmp_path)
+    shutil.copytree(os.path.join(ROOT, "support"), tmp_path / "support")
     result = chapters(script=shutil.copy(CHAPTERS, tmp_path / "tools"))
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "git clone" in result.stderr
 

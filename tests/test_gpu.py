@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+from small_runs import refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fineweb
@@ -51,18 +52,16 @@ def test_dtype_by_compute_capability(capability, dtype, cuda):
     ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
     ((10, 0), ("sm_90a",), False),
 ])
-def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs, cuda, capsys):
+def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs, cuda):
     """One line that names the build to install, instead of `no kernel image` in the first layer."""
     cuda(capability, archs)
     if runs:
         assert choose_dtype(TrainConfig(), torch.device("cuda", 0))[1]
     else:
-        with pytest.raises(SystemExit):
-            choose_dtype(TrainConfig(), torch.device("cuda", 0))
-        assert "CUDA 12.6" in capsys.readouterr().err
+        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), torch.device("cuda", 0))
 
 
-def test_one_gpu_for_each_process(cuda, monkeypatch, capsys):
+def test_one_gpu_for_each_process(cuda, monkeypatch):
     """Process 3 of its machine takes GPU 3 and meets the others over NCCL; a fifth process finds no GPU."""
     calls = cuda()
     for name, value in dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16").items():
@@ -70,9 +69,7 @@ def test_one_gpu_for_each_process(cuda, monkeypatch, capsys):
     assert setup_distributed(TrainConfig()) == (11, 16, torch.device("cuda", 3))
     assert calls == [("set_device", "cuda:3"), ("init_process_group", "cpu:gloo,cuda:nccl")]
     monkeypatch.setenv("LOCAL_RANK", "4")
-    with pytest.raises(SystemExit):
-        setup_distributed(TrainConfig())
-    assert "no GPU 4" in capsys.readouterr().err
+    assert "no GPU 4" in refusal(setup_distributed, TrainConfig())
 
 
 def test_one_process_may_choose_its_gpu(cuda):
@@ -82,15 +79,13 @@ def test_one_process_may_choose_its_gpu(cuda):
     assert calls == [("set_device", "cuda:2"), ("set_device", "cuda:0")]
 
 
-def test_a_mac_has_no_torchrun(monkeypatch, capsys):
+def test_a_mac_has_no_torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert setup_distributed(TrainConfig())[2] == torch.device("mps")
     assert choose_dtype(TrainConfig(), torch.device("mps"))[0] == torch.float32
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(SystemExit):
-        setup_distributed(TrainConfig())
-    assert "without torchrun" in capsys.readouterr().err
+    assert "without torchrun" in refusal(setup_distributed, TrainConfig())
 
 
 def test_batches_for_a_gpu_are_pinned(monkeypatch):

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY, read_log, write_shards
+from small_runs import ROOT, TINY, read_log, write_shards
 
 pytestmark = pytest.mark.slow
 

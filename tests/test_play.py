@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from small_runs import ROOT, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,16 +42,9 @@ def checkpoint(tmp_path, train):
 
 
 @pytest.fixture
-def refused(capsys):
-    """refused("sample", ...) runs play.py, which must end with exit code 2 and one line on stderr -> that line."""
-    def run(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as e:
-            play.main([str(a) for a in argv])
-        err = capsys.readouterr().err
-        assert e.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1, err
-        return err
-    return run
+def refused():
+    """refused("sample", ...) runs play.py, which must refuse it -> the line that says why."""
+    return lambda *argv: refusal(play.main, [str(a) for a in argv])
 
 
 # --- writing: the cache, the window, the choice of a token ---------------------------------------------
@@ -322,8 +315,7 @@ def test_an_empty_prompt_is_the_beginning_of_a_text(checkpoint, refused):
     """It starts from <|endoftext|>, the token before every document; without such a token it is refused."""
     tokenizer = make_tokenizer("char", "abc")
     assert play.tokenize(tokenizer, "") == [tokenizer.eot] and play.tokenize(tokenizer, "cab") == [3, 1, 2]
-    with pytest.raises(SystemExit):
-        play.tokenize(SimpleNamespace(encode=list, eot=None), "")
+    refusal(play.tokenize, SimpleNamespace(encode=list, eot=None), "")
 
 
 def test_sample(checkpoint, tmp_path, capsys, monkeypatch):
@@ -426,12 +418,10 @@ def test_tensorboard_gets_the_streams_of_the_log(train, tmp_path):
     assert not list((tmp_path / "plain").glob("events*"))
 
 
-def test_tensorboard_that_is_not_there(train, tmp_path, capsys, monkeypatch):
+def test_tensorboard_that_is_not_there(train, tmp_path, monkeypatch):
     """One line before anything is written or moved."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(SystemExit) as e:
-        train("log", "--tensorboard")
-    assert e.value.code == 2 and "pip install tensorboard" in capsys.readouterr().err
+    assert "pip install tensorboard" in refusal(train, "log", "--tensorboard")
     assert not (tmp_path / "log").exists()
 
 
@@ -480,9 +470,7 @@ def test_what_large_models_need(capsys):
     train_gpt2.run(["--preset=gpt2-xl", "--estimate", "--shard", "--activation_checkpointing"])
     line = capsys.readouterr().out.splitlines()[4]
     assert line.startswith("8 GPU(s)") and "state 3.12 (16 bytes * 1558M / 8)" in line
-    with pytest.raises(SystemExit) as e:
-        train_gpt2.run(["--estimate", "--B=0"])
-    assert e.value.code == 2
+    refusal(train_gpt2.run, ["--estimate", "--B=0"])
     capsys.readouterr()
     play.main(["estimate"])
     table = capsys.readouterr().out.splitlines()

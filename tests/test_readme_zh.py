@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import zip_longest
 
 import pytest
-from conftest import ROOT
+from small_runs import ROOT
 
 TEXTS = {}
 for name in ("README.md", "README.zh.md"):

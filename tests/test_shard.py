@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY, read_log
+from small_runs import ROOT, TINY, read_log
 
 
 def assert_same_losses(a, b, steps=range(10)):
@@ -86,6 +86,7 @@ SPY = """
 import os, resource, sys
 sys.path.insert(0, {root!r})
 import train_gpt2
+from support.console import run_program
 def spy(path, keep_last, dt, raw_model, optimizer, real=train_gpt2.save_checkpoint, **state):
     local = lambda t: getattr(t, "to_local", lambda: t)()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -96,8 +97,7 @@ def spy(path, keep_last, dt, raw_model, optimizer, real=train_gpt2.save_checkpoi
     sys.stdout.write(f"state {{size}} peak {{before}} saving {{peak()}} rank {{os.environ['RANK']}}\\n")
     return done
 train_gpt2.save_checkpoint = spy
-train_gpt2.run(sys.argv[1:])
-train_gpt2.fineweb.leave()
+run_program(train_gpt2.run)
 """
 
 

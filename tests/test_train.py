@@ -5,7 +5,7 @@ import types
 
 import pytest
 import torch
-from conftest import read_log
+from small_runs import read_log, refusal
 
 import train_gpt2
 from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr, load_checkpoint
@@ -238,9 +238,8 @@ class Attack:
         return open, (self.path, "w")
 
 
-def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch):
     """A pickle can name any function and have it called. Ours are read as plain data: one line, and nothing has run."""
     save_as_the_original(tmp_path / "bad.pt", monkeypatch, extra=Attack(str(tmp_path / "owned")))
-    with pytest.raises(SystemExit) as e:
-        load_checkpoint(str(tmp_path / "bad.pt"))
-    assert e.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "owned").exists()
+    refusal(load_checkpoint, str(tmp_path / "bad.pt"))
+    assert not (tmp_path / "owned").exists()

@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from fineweb import fail
+from support.console import UserError, run_program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = "train_gpt2.py"
@@ -73,7 +73,7 @@ def read_chapters():
         log = ""
     chapters = [tuple(part.strip() for part in commit.split("\x1f")) for commit in log.split("\x1e")[:-1]][:30]
     if not chapters or not chapters[0][1].startswith("The nn.Module"):
-        fail("the chapters are commits, and they are not here: git clone the repository, without --depth")
+        raise UserError("the chapters are commits, and they are not here: git clone the repository, without --depth")
     return chapters
 
 
@@ -120,18 +120,23 @@ def measure(number, commit, kind, what, steps):
     print(f"chapter {number:2d} | {said}", flush=True)
 
 
-def main():
+def refuse_flags(message):
+    """What argparse calls when it does not understand a command line."""
+    raise UserError(f"{message} (--help says more)")
+
+
+def main(argv):
     parser = argparse.ArgumentParser(usage="python %(prog)s [chapter] [--steps=14]", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(f"{message} (--help says more)")
+    parser.error = refuse_flags
     parser.add_argument("chapter", nargs="?", type=int, help="its number; without one, the chapters are listed")
     parser.add_argument("--steps", type=int, default=14, help="of its program, at most [14]")
-    args, chapters = parser.parse_args(), read_chapters()
+    args, chapters = parser.parse_args(argv), read_chapters()
     if args.chapter is None:
         print("\n".join(f"{i:2d}  {commit}  {subject}" for i, (commit, subject, _) in enumerate(chapters, 1)))
         return
     if not 1 <= args.chapter <= len(chapters) or args.steps < 2:
-        fail(f"chapters are 1 to {len(chapters)}, and steps at least 2: python tools/chapters.py lists them")
+        raise UserError(f"chapters are 1 to {len(chapters)}, and steps at least 2: python tools/chapters.py lists them")
     n, (commit, subject, message) = args.chapter, chapters[args.chapter - 1]
     kind, what, remark = MEASURES.get(n, ("steps", SEEDED, "the loss, and the time of a step where there is a clock"))
     print(f"{n}. {subject}  ({commit})\n\n{message}\n\n"
@@ -142,4 +147,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,0 +1,140 @@
+"""
+One way to speak and one way to fail. Come here when a line is printed twice or not at all under
+torchrun, or to see what becomes of an error.
+
+Whatever a user can put right is a UserError: the fact, and what to type next. It is raised where it
+is met, caught in one place (run_program), and printed as one line; the exit code is 2. Anything
+else that is raised is a bug of ours, and its traceback is what we want to see.
+"""
+import os
+import signal
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """
+    Something that the user can put right. text: the fact and the next command, in one line. who
+    says it, where torchrun has started several processes: "all" have met it, and the first one
+    speaks; "node", the first one on each machine; "me", this process alone has met it, and speaks.
+    exit_code: what the program ends with.
+    """
+
+    def __init__(self, text, who="all", exit_code=2):
+        super().__init__(text)
+        self.who = who
+        self.exit_code = exit_code
+
+
+def is_first_process():
+    """
+    Is this the only process, or the first of those that torchrun has started? (The variable is
+    torchrun's.)
+    """
+    return os.environ.get("RANK", "0") == "0"
+
+
+def is_first_on_node():
+    """
+    The same among the processes of this machine, for what each machine does once: a download, say.
+    """
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def print0(*args):
+    """print, by the first process only: eight copies of a line say no more than one."""
+    if is_first_process():
+        try:
+            print(*args, flush=True)
+        except OSError as e:
+            # `| head` has seen enough, or the output's disk is full: a run does not end over that
+            silence_stdout()
+            print(f"warning: the output cannot be written ({e.strerror}): going on without "
+                  "it", file=sys.stderr)
+
+
+def silence_stdout():
+    """What is printed from now on goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def progress(batches, what, flags, before_each=None):
+    """
+    Yield from the list `batches` under a progress bar of the first process. If the first batch
+    shows that all will take over a minute, a line says how long, and which flags shorten it.
+    before_each: called before each batch, may raise.
+    """
+    t0 = time.time()
+    # None: no bar where the output is a file or a pipe
+    hidden = None if is_first_process() else True
+    for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=hidden)):
+        if before_each is not None:
+            before_each()
+        yield batch
+        left = (time.time() - t0) * (len(batches) - 1)
+        if i == 0 and left > 60:
+            print0(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it")
+
+
+def one_line(error, length=150):
+    """
+    What a foreign library said, which may be pages, as a piece of a line: "OSError: no such file".
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:length]
+
+
+def say(error):
+    """Print a UserError, once for all who have met it."""
+    speaks = {"all": is_first_process(), "node": is_first_on_node(), "me": True}[error.who]
+    if not speaks:
+        # if we left first, torchrun would stop the others before the one can speak; so we wait for
+        # torchrun to stop us. if it does not, the other one has not met this error, and we say it
+        # after all
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
+    # the others: stopped by Ctrl-C, another process is gone, ...
+    prefix = "error: " if error.exit_code == 2 else ""
+    print(prefix + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+
+
+def run_program(run):
+    """
+    The last line of each program: run(argv), then leave. The one place where an error becomes a
+    line and an exit code.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # a terminal or a pipe that is not in UTF-8 is no reason to end
+            stream.reconfigure(errors="replace")
+    exit_code = 0
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        exit_code = error.exit_code
+        say(error)
+    except KeyboardInterrupt:
+        exit_code = 130  # as the shell counts a program that Ctrl-C ended
+    except BrokenPipeError:  # whoever read our output has seen enough: | head
+        silence_stdout()
+    leave(exit_code)
+
+
+def leave(exit_code):
+    """
+    End this process. One of several ends at once, all being done and written: under --shard the
+    process group outlives its destruction, and a thread of gloo that frees a tensor while Python
+    ends is an abort ("terminate called without an active exception", one exit in 25 to 100 with
+    torch 2.13), for which torchrun says 1.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
+    sys.stderr.flush()
+    if "RANK" in os.environ:
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -1,0 +1,73 @@
+"""Facts about speaking and failing: who says an error under torchrun, what is printed when nobody reads it."""
+import os
+import subprocess
+import sys
+
+import pytest
+from small_runs import ROOT
+
+from support.console import UserError, print0, say
+
+
+def run(code, shell="", **env):
+    """Python code with run_program at hand, in a process of its own, its stdout perhaps piped into a shell command."""
+    code = "import os, sys, time\nfrom support.console import UserError, leave, print0, run_program\n" + code
+    clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**clean, **env}, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if shell:
+        reader = subprocess.run(shell, shell=True, stdin=program.stdout, capture_output=True, text=True)
+        program.stdout.close()
+        return program.wait(60), reader.stdout, program.stderr.read()
+    out, err = program.communicate(timeout=60)
+    return program.returncode, out, err
+
+
+@pytest.mark.parametrize("raised, code, err", [
+    ("UserError('wrong:\\ntry this')", 2, "error: wrong: try this\n"),
+    ("UserError('lost another process', exit_code=1)", 1, "lost another process\n"),
+    ("UserError('stopped: it goes on', exit_code=130)", 130, "stopped: it goes on\n"), ("KeyboardInterrupt", 130, ""),
+])
+def test_an_error_is_one_line_and_an_exit_code(raised, code, err):
+    assert run(f"def program(argv):\n    raise {raised}\nrun_program(program)") == (code, "", err)
+
+
+def test_a_bug_of_ours_shows_its_traceback():
+    """Only what a user can put right is a line: a NameError must not look like a damaged file."""
+    code, _, err = run("run_program(lambda argv: no_such_name)")
+    assert code == 1 and "Traceback" in err and "no_such_name" in err
+
+
+@pytest.mark.parametrize("who, speakers", [
+    ("all", [(0, 0)]), ("node", [(0, 0), (2, 0)]), ("me", [(0, 0), (1, 1), (2, 0)])])
+def test_who_speaks_for_all(who, speakers, monkeypatch, capsys):
+    """Three processes on two machines meet the same error. The others wait, so that the one that speaks ends first."""
+    for rank, local_rank in ((0, 0), (1, 1), (2, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        waited = []
+        monkeypatch.setattr("support.console.time.sleep", waited.append)
+        say(UserError("no shards", who))
+        assert capsys.readouterr().err == "error: no shards\n", "after the wait everyone speaks"
+        assert waited == ([] if (rank, local_rank) in speakers else [10])
+
+
+def test_the_first_process_prints(monkeypatch, capsys):
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        print0("from", rank)
+    assert capsys.readouterr().out == "from 0\n"
+
+
+def test_nobody_reads_the_output_any_more():
+    """`| head -1` takes one line and leaves: the run goes on, and says so once."""
+    code, out, err = run("def program(argv):\n    for i in range(3):\n        print0(i)\n        time.sleep(0.3)\n"
+                         "    sys.stderr.write('done')\nrun_program(program)", shell="head -1")
+    assert (code, out) == (0, "0\n") and err.endswith("done") and err.count("warning: the output cannot") == 1
+
+
+@pytest.mark.parametrize("rank, expected", [({"RANK": "1"}, "all"), ({}, "all, and later")])
+def test_a_process_of_torchrun_leaves_at_once(rank, expected):
+    """What it has printed comes out, its exit code is 0, and nothing runs after that, where threads may abort."""
+    code = "import atexit; atexit.register(print, ', and later', end=''); print('all', end=''); leave(0)"
+    assert run(code, **rank)[:2] == (0, expected)
