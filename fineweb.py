@@ -25,7 +25,7 @@ from which load_tokenizer makes it again: that is what a checkpoint keeps).
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
 
 Contents
-    1 files, flags, settings   atomic_write, parse_flags, check_settings
+    1 flags, settings          parse_flags, check_settings
     2 tokenizers               GPT2Tokenizer, CharTokenizer, BPETokenizer, make_tokenizer, load_tokenizer
     3 documents                files and datasets -> rows -> tokens, by threads, in order
     4 shards                   how they are filled and written, and meta.json
@@ -54,41 +54,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from support.console import UserError, is_first_process, print0, run_program
+from support.files import atomic_write, check_zip, lock_directory
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 
 # ----------------------------------------------------------------------------------------------------
-# 1 files, flags and settings
-
-@contextlib.contextmanager
-def atomic_write(path, mode="wb", **kwargs):
-    """
-    open(path, mode) for writing, but path changes only when everything is written: the bytes go to a temporary name,
-    are flushed to the disk, and are renamed, which is one step for the file system. A crash leaves the old file.
-    """
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(temporary, mode, **kwargs) as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())  # without it the rename can reach the disk before the data does
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        raise
-
+# 1 flags and settings
 
 def refuse_flags(message):
     """What argparse calls when it does not understand a command line."""
@@ -945,10 +925,9 @@ def open_log(log_dir, settings, checkpoint):
     path, events = os.path.join(log_dir, "log.txt"), None
     goes_on = checkpoint and os.path.realpath(os.path.dirname(checkpoint["path"])) == os.path.realpath(log_dir)
     writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None  # before anything is moved
-    lock = FileLock(os.path.join(log_dir, ".lock"))  # the operating system lets go of it when the process ends
     try:
         os.makedirs(log_dir, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock = lock_directory(log_dir, "choose another place with --log_dir")
         for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
             os.remove(half)  # a killed process could not
         if not goes_on:
@@ -959,8 +938,6 @@ def open_log(log_dir, settings, checkpoint):
             json.dump(settings, f, indent=2)
         if writer:  # what will come again counts no more
             events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
-    except Timeout:
-        raise UserError(f"another run is writing to {log_dir}: choose another place with --log_dir", who="me")
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", who="me")
     return functools.partial(write_log, path, lock, [], events)
@@ -1035,18 +1012,6 @@ def find_checkpoint(config, load_checkpoint):
                             f"--init_from={path}")
         print0(f"resuming from {path}: {counts[0]} steps are done")
         return {**checkpoint, "path": path}
-
-
-def check_zip(path):
-    """Raise ValueError or OSError unless path is a zip file, as torch.save writes it, whose checksums are right."""
-    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
-        raise ValueError("there is no such file")
-    with zipfile.ZipFile(path) as z:
-        # a compressed record can be a few bytes that unpack to any size; torch.save compresses nothing
-        if any(record.compress_type or record.file_size > record.compress_size for record in z.infolist()):
-            raise ValueError("it has compressed records")
-        if damaged := z.testzip():
-            raise ValueError(f"{damaged} is damaged")
 
 
 def read_checkpoint(path, GPTConfig):

@@ -3,4 +3,5 @@ Nothing here teaches GPT-2. Come when something fails, or when you want to know 
 support does it.
 
     console.py       one way to speak and one way to fail: UserError, print0, progress, run_program
+    files.py         files that are whole or not there: atomic_write, checked zip files
 """

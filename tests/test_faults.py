@@ -19,6 +19,7 @@ from test_train import assert_same_bits
 
 import fineweb
 import train_gpt2
+from support import files
 from support.console import UserError
 from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
@@ -189,7 +190,7 @@ def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
             return self.f.write(data)
     for room in range(1000):
         calls[0] = 0
-        monkeypatch.setattr(fineweb, "open", lambda *args, room=room: Disk(real(*args), room), raising=False)
+        monkeypatch.setattr(files, "open", lambda *args, room=room: Disk(real(*args), room), raising=False)
         if train_gpt2.save_checkpoint(str(path), 2, 0.1, model, optimizer, step=1):
             break
         assert path.read_bytes() == b"the older one" and os.listdir(tmp_path) == ["model_00001.pt"]

@@ -1,0 +1,62 @@
+"""
+Files that are whole or not there. Come here when a file was half written, when a damaged one was
+used, or when two programs wrote to one directory.
+"""
+import contextlib
+import os
+import zipfile
+
+from filelock import FileLock, Timeout
+
+from support.console import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb", **kwargs):
+    """
+    open(path, mode) for writing, but path changes only when everything is written: the bytes go to
+    a temporary name, are flushed to the disk, and are renamed, which is one step for the file
+    system. A crash leaves the old file.
+    """
+    temporary = f"{path}.tmp{os.getpid()}"
+    try:
+        with open(temporary, mode, **kwargs) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())  # without it the rename can reach the disk before the data does
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def check_zip(path):
+    """
+    Raise ValueError or OSError unless path is a zip file, as torch.save writes it, whose checksums
+    are right.
+    """
+    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
+        raise ValueError("there is no such file")
+    with zipfile.ZipFile(path) as z:
+        # a compressed record can be a few bytes that unpack to any size; torch.save compresses
+        # nothing
+        for record in z.infolist():
+            if record.compress_type or record.file_size > record.compress_size:
+                raise ValueError("it has compressed records")
+        if damaged := z.testzip():
+            raise ValueError(f"{damaged} is damaged")
+
+
+def lock_directory(folder, advice):
+    """
+    Make this process the only one that writes to folder, until it ends or lets go of what is
+    returned: the operating system sees to that. Where another one does, a UserError that ends in
+    `advice`. Raises OSError where it cannot write.
+    """
+    lock = FileLock(os.path.join(folder, ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another run is writing to {folder}: {advice}", who="me")
+    return lock
