@@ -25,14 +25,12 @@ from which load_tokenizer makes it again: that is what a checkpoint keeps).
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
 
 Contents
-    1 flags, settings          parse_flags, check_settings
     2 tokenizers               GPT2Tokenizer, CharTokenizer, BPETokenizer, make_tokenizer, load_tokenizer
     3 documents                files and datasets -> rows -> tokens, by threads, in order
     4 shards                   how they are filled and written, and meta.json
     5 the program              make_shards, check, main
     6 to 8 for train_gpt2.py   the log, resuming, signals, checks; MFU; Hugging Face's files
 """
-import argparse
 import base64
 import contextlib
 import csv
@@ -42,7 +40,6 @@ import functools
 import glob
 import gzip
 import hashlib
-import inspect
 import itertools
 import json
 import math
@@ -56,112 +53,19 @@ import urllib.error
 import urllib.request
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, is_first_process, print0, run_program
 from support.files import atomic_write, check_zip, lock_directory
+from support.settings import check_limits, knob, parse_flags
 
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 
 # ----------------------------------------------------------------------------------------------------
-# 1 flags and settings
-
-def refuse_flags(message):
-    """What argparse calls when it does not understand a command line."""
-    raise UserError(f"{message} (--help lists the flags)")
-
-
-def parse_flags(argv, doc, presets, *configs):
-    """
-    A flag for each field of some dataclasses, whose trailing comments become the help, and --preset for a named set of
-    values -> an object of each class, and the dict of what was typed. A wrong flag: one line and exit code 2.
-    """
-    parser = argparse.ArgumentParser(
-        usage="python %(prog)s [--flag=value ...]", description=doc, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
-    parser.error = refuse_flags
-    choices = {"preset": presets, "dtype": ("auto", "bfloat16", "float16", "float32"), "shard": ("no", "all", "node")}
-    if presets:
-        choices["tokenizer"] = ("gpt2", "char")  # for a text file; fineweb.py, which has no presets, takes any
-    for cls in configs:
-        reasons = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(cls), re.MULTILINE))  # name: comment
-        for f in fields(cls):
-            help = f"{reasons[f.name]} [{f.default}]".replace("%", "%%")
-            kind = (dict(action=argparse.BooleanOptionalAction) if f.type in (bool, bool | None) else
-                    dict(type=f.type, choices=choices.get(f.name), metavar=f.type.__name__.upper()))
-            if f.name == "shard":
-                kind |= dict(nargs="?", const="all")  # --shard alone
-            parser.add_argument(f"--{f.name}", help=help, **kind)
-    typed = vars(parser.parse_args(argv))
-    values = {**presets.get(typed.get("preset", "gpt2"), {}), **typed}
-    return *(cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in configs), typed
-
-
-SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")  # what the weights of a checkpoint fix
-
-
-def merge_settings(start, gpt_config, config, typed, presets):
-    """
-    Give both dataclasses the values that the dict `start`, a checkpoint, was made with, but for the flags that were
-    typed: they win, and a line says what they change; the shape cannot be changed -> typed, and with it the
-    values of a preset that was typed and is another than the checkpoint's.
-    """
-    saved = start.get("train_config", {})
-    if "preset" in saved and typed.get("preset", saved["preset"]) != saved["preset"]:
-        typed = {**presets[typed["preset"]], **typed}
-    for c, values in ((gpt_config, start["config"]), (config, saved)):
-        for name, new in asdict(c).items():
-            old = values.get(name, new)
-            if name not in typed and name != "resume":
-                setattr(c, name, old)
-            elif new != old and name in SHAPE:
-                raise UserError(f"the weights to start from are of another model: {name} is {old}, not {new}")
-            elif new != old and name != "resume":
-                print0(f"changed since the checkpoint: {name} {old} -> {new}")
-    return typed
-
-
-def check_settings(gpt_config, config=None):
-    """One line and exit code 2 for values that cannot work, whether they were typed or stood in a checkpoint."""
-    for f, value in [(f, getattr(c, f.name)) for c in (gpt_config, config) if c for f in fields(c)]:
-        name = f.name
-        if not isinstance(value, (int, float) if f.type is float else f.type):
-            raise UserError(f"--{name}={str(value)[:50]}: must be of type {getattr(f.type, '__name__', f.type)}")
-        least = 0 if name in ("max_steps", "warmup_steps", "eval_every", "save_every", "seed") else 1
-        if f.type is int and not least <= value < 2**48:
-            raise UserError(f"--{name}={value}: must be at least {least}, and a number one can count to")
-        most = 1 if name in ("dropout", "beta1", "beta2") else math.inf
-        if f.type is float and not 0 <= value < most or name == "grad_clip" and value == 0:
-            raise UserError(f"--{name}={value}: out of range (not negative, below {most}; grad_clip above 0)")
-    if gpt_config.n_embd % gpt_config.n_head:
-        raise UserError(f"n_embd {gpt_config.n_embd} is not divisible by n_head {gpt_config.n_head}: the heads share "
-                        f"the channels")
-    if config and config.shard == "no" and config.offload:
-        raise UserError("--offload moves the shares that --shard makes: give --shard too")
-    if config and config.shard != "no" and config.compile:
-        raise UserError("--compile and --shard do not go together here: leave one of them out")
-    if config and config.min_lr > config.max_lr:
-        raise UserError(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try --min_lr={config.max_lr / 10:g}")
-    if config and config.T > gpt_config.block_size:
-        raise UserError(f"T {config.T} is longer than block_size {gpt_config.block_size}: try "
-                        f"--T={gpt_config.block_size}")
-
-
-def choose_batch(config, typed, num_processes):
-    """The largest B, up to the preset's, for which a whole number of micro steps makes a batch -> B, micro steps"""
-    row = config.T * num_processes  # tokens a step at B = 1
-    for B in [config.B] if "B" in typed else range(config.B, 0, -1):
-        if config.total_batch_size % (B * row) == 0:
-            return B, config.total_batch_size // (B * row)
-    unit = config.B * row if "B" in typed else row
-    raise UserError(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * processes = {unit}: "
-                    f"try --total_batch_size={unit * max(1, round(config.total_batch_size / unit))}")
-
-
 def keep_freed_memory():
     """
     Ask the C library to keep up to 2 GB of freed memory in pieces below 16 MB. Each step frees its gradients; given
@@ -366,20 +270,26 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
 @dataclass
 class ShardConfig:
-    dataset: str = "HuggingFaceFW/fineweb-edu"  # on the Hugging Face hub, or a directory
-    name: str = "sample-10BT"      # a part of it: sample-100BT, sample-350BT, a crawl such as CC-MAIN-2024-10
-    stream: bool = True            # read it as it arrives; --no-stream downloads all of it first (50 GB of cache)
-    files: str = ""                # local files instead: 'data/*.jsonl'; .txt (a document each), .jsonl(.gz), .parquet
-    text_key: str = "text"         # where a row keeps its text
-    tokenizer: str = "gpt2"        # gpt2, char, bpe:8000 (learned from the corpus), a tokenizer.json, a hub name
-    out: str = "edu_fineweb10B"    # the directory for the shards and meta.json
-    shard_size: int = 100_000_000  # tokens in a shard: 200 MB
-    max_shards: int = 0            # stop after so many; 0: the whole corpus
-    val_tokens: int = 0            # of a corpus under two shards, so many tokens are validation; 0: a tenth
-    part: str = "1/1"              # k/n: make the k-th of n parts, each perhaps on a machine of its own
-    workers: int = 0               # threads that tokenize; 0: one for each core
-    strict: bool = False           # end at a malformed row, which otherwise is named, skipped and counted
-    check: str = ""                # make nothing, verify every byte of the shards in this directory
+    dataset: str = knob("HuggingFaceFW/fineweb-edu", "on the Hugging Face hub, or a directory")
+    name: str = knob("sample-10BT", "a part of it: sample-100BT, sample-350BT, or a crawl such as "
+                                    "CC-MAIN-2024-10")
+    stream: bool = knob(True, "read it as it arrives; --no-stream downloads all of it first (50 GB "
+                              "of cache)")
+    files: str = knob("", "local files instead: 'data/*.jsonl'; .txt (a document each), "
+                          ".jsonl(.gz), .parquet")
+    text_key: str = knob("text", "where a row keeps its text")
+    tokenizer: str = knob("gpt2", "gpt2, char, bpe:8000 (learned from the corpus), a "
+                                  "tokenizer.json, a hub name")
+    out: str = knob("edu_fineweb10B", "the directory for the shards and meta.json")
+    shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1)
+    max_shards: int = knob(0, "stop after so many; 0: the whole corpus")
+    val_tokens: int = knob(0, "of a corpus under two shards, so many tokens are validation; 0: a "
+                              "tenth")
+    part: str = knob("1/1", "k/n: make the k-th of n parts, each perhaps on a machine of its own")
+    workers: int = knob(0, "threads that tokenize; 0: one for each core")
+    strict: bool = knob(False, "end at a malformed row, which otherwise is named, skipped and "
+                               "counted")
+    check: str = knob("", "make nothing, verify every byte of the shards in this directory")
 
 
 def list_files(pattern):
@@ -724,9 +634,7 @@ def report_skipped(skipped, config, nothing_yet):
 
 def check_config(config):
     """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
-    for name, value in asdict(config).items():
-        if type(value) is int and value < (1 if name == "shard_size" else 0):
-            raise UserError(f"--{name}={value}: must be at least {1 if name == 'shard_size' else 0}")
+    check_limits(config)
     m = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
     if not m or not 1 <= int(m[1]) <= int(m[2]):
         raise UserError(f"--part={config.part}: the third of eight is --part=3/8")
@@ -1047,7 +955,7 @@ def count_parameters(config):
 def check_weights(config, state, source):
     """End the program if a state dict holds what no model holds, or if a GPT of this config would be far larger."""
     import torch
-    check_settings(config)
+    check_limits(config)
     for name, w in state.items():
         if type(w) is not torch.Tensor or w.layout != torch.strided or w.device.type != "cpu" or not w.is_contiguous():
             raise UserError(f"{source} is not a usable model: {name} is no plain tensor")

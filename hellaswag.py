@@ -27,9 +27,10 @@ import urllib.request
 import torch
 from torch.nn import functional as F
 
-from fineweb import gpt2_tokenizer, load_weights, refuse_flags
+from fineweb import gpt2_tokenizer, load_weights
 from support.console import UserError, is_first_on_node, print0, progress, run_program
 from support.files import atomic_write
+from support.settings import refuse_flags
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}

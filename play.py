@@ -31,10 +31,10 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import (SHAPE, check_settings, count_parameters, flops_per_token, load_tokenizer, load_weights,
-                     read_reference)
+from fineweb import count_parameters, flops_per_token, load_tokenizer, load_weights, read_reference
 from support.console import UserError, run_program
 from support.files import atomic_write
+from support.settings import SHAPE, check_settings
 
 
 # ----------------------------------------------------------------------------------------------------

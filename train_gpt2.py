@@ -42,18 +42,21 @@ from torch.utils.checkpoint import checkpoint as recompute
 import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
 from support.console import UserError, print0, progress, run_program
+from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
 
 @dataclass
 class GPTConfig:
-    block_size: int = 1024   # the longest context in tokens: the rows of wpe
-    vocab_size: int = 50304  # rows of wte: GPT-2's 50,257 tokens, padded to a multiple of 128, which matmuls like
-    n_layer: int = 12        # blocks
-    n_head: int = 12         # attention heads in a block
-    n_embd: int = 768        # C, the width of the residual stream
-    dropout: float = 0.0     # GPT-2 used 0.1; in less than one epoch there is nothing to overfit to
+    block_size: int = knob(1024, "the longest context in tokens: the rows of wpe", least=1)
+    # GPT-2's 50,257 tokens, padded to a multiple of 128, which matmuls like
+    vocab_size: int = knob(50304, "rows of wte: the tokens, and what pads them", least=1)
+    n_layer: int = knob(12, "blocks", least=1)
+    n_head: int = knob(12, "attention heads in a block", least=1)
+    n_embd: int = knob(768, "C, the width of the residual stream", least=1)
+    # GPT-2 used 0.1; in less than one epoch there is nothing to overfit to
+    dropout: float = knob(0.0, "the share of activations that is set to zero in training", below=1)
 
 class CausalSelfAttention(nn.Module):
     """The only place where a token learns of other tokens (Vaswani et al. 2017, section 3.2). (B, T, C) -> (B, T, C)"""
@@ -244,43 +247,51 @@ def conv1d(state):
 
 @dataclass
 class TrainConfig:
-    preset: str = "gpt2"               # a named set of values (PRESETS); flags that are given win over it
+    preset: str = knob("gpt2", "a named set of values (PRESETS); flags that are given win over it")
     # what goes in and out
-    data_root: str = "edu_fineweb10B"  # a directory of token shards, or one text file
-    tokenizer: str = "gpt2"            # for a text file: gpt2 (BPE) or char (one token a character)
-    log_dir: str = "log"               # log.txt, settings.json, model_*.pt
-    tensorboard: bool = False          # write the streams of log.txt for TensorBoard, too (pip install tensorboard)
-    init_from: str = ""                # start from gpt2|gpt2-medium|gpt2-large|gpt2-xl, a Hugging Face directory, a .pt
-    resume: str = ""                   # auto (the newest checkpoint in log_dir, if any) or a checkpoint's path
+    data_root: str = knob("edu_fineweb10B", "a directory of token shards, or one text file")
+    tokenizer: str = knob("gpt2", "for a text file: gpt2 (BPE) or char (one token a character)",
+                          choices=("gpt2", "char"))
+    log_dir: str = knob("log", "log.txt, settings.json, model_*.pt")
+    tensorboard: bool = knob(False, "write the streams of log.txt for TensorBoard, too")
+    init_from: str = knob("", "start from gpt2, gpt2-medium, gpt2-large, gpt2-xl, a .pt file or a "
+                              "directory in Hugging Face's format")
+    resume: str = knob("", "auto (the newest checkpoint in log_dir, if any) or a checkpoint's path")
     # the machine
-    device: str = "auto"               # cuda, mps or cpu
-    dtype: str = "auto"                # bfloat16, float16 or float32 for the matmuls; the weights stay in float32
-    compile: bool | None = None        # torch.compile, by default on CUDA only: it takes a minute at the start
-    dist_timeout_s: int = 600          # seconds after which a process gives up waiting for a silent one
-    shard: str = "no"                  # a large model: all shares its state among all processes, node within machines
-    offload: bool = False              # with shard: weights and AdamW's moments in the CPU's memory
-    activation_checkpointing: bool = False  # forget activations within blocks, compute them again in backward
-    estimate: bool = False             # print what memory these settings need on 1 to 8 GPUs, and end
+    device: str = knob("auto", "cuda, mps or cpu")
+    dtype: str = knob("auto", "of the matmuls; the weights stay in float32",
+                      choices=("auto", "bfloat16", "float16", "float32"))
+    compile: bool | None = knob(None, "torch.compile, by default on CUDA only: it takes a minute")
+    dist_timeout_s: int = knob(600, "seconds after which a process gives up on a silent one",
+                               least=1, most=10**7)
+    shard: str = knob("no", "a large model: all shares its state among all processes, node among "
+                            "those of a machine", choices=("no", "all", "node"), alone="all")
+    offload: bool = knob(False, "with shard: weights and AdamW's moments in the CPU's memory")
+    activation_checkpointing: bool = knob(False, "forget a block's activations, compute them again "
+                                                 "in backward")
+    estimate: bool = knob(False, "print what memory these settings need on 1 to 8 GPUs, and end")
     # the batch
-    total_batch_size: int = 524288     # tokens a step, 2**19, about the 0.5M of the GPT-3 paper (table 2.1)
-    B: int = 64                        # rows in a micro batch: what fits into memory; it does not change the result
-    T: int = 1024                      # tokens in a row
+    total_batch_size: int = knob(524288, "tokens a step", least=1)  # 2**19, GPT-3's 0.5M (table 2.1)
+    B: int = knob(64, "rows in a micro batch: what fits; it does not change the result", least=1)
+    T: int = knob(1024, "tokens in a row", least=1)
     # the optimization
-    max_steps: int = 19073             # 10e9 tokens / 2**19 tokens a step: one epoch of sample-10BT
-    max_lr: float = 6e-4               # GPT-3's for this size (table 2.1)
-    min_lr: float = 6e-5               # a tenth of max_lr
-    warmup_steps: int = 715            # 375M tokens / 2**19 tokens a step
-    weight_decay: float = 0.1          # on matrices and embeddings only
-    beta1: float = 0.9                 # AdamW: how long the mean of the gradients remembers
-    beta2: float = 0.95                # and that of their squares: shorter than the usual 0.999, as in GPT-3
-    grad_clip: float = 1.0             # longest gradient: one bad batch shall not throw the model
-    seed: int = 1337                   # initial weights and dropout; the order of the data is always the same
+    max_steps: int = knob(19073, "steps of the run")  # 10e9 tokens / 2**19 a step: one epoch
+    max_lr: float = knob(6e-4, "the highest learning rate")  # GPT-3's for this size (table 2.1)
+    min_lr: float = knob(6e-5, "the last learning rate")  # a tenth of max_lr
+    warmup_steps: int = knob(715, "steps until max_lr")  # 375M tokens / 2**19 tokens a step
+    weight_decay: float = knob(0.1, "on matrices and embeddings only")
+    beta1: float = knob(0.9, "AdamW: how long the mean of the gradients remembers", below=1)
+    # shorter than the usual 0.999, as in GPT-3
+    beta2: float = knob(0.95, "AdamW: how long the mean of their squares remembers", below=1)
+    grad_clip: float = knob(1.0, "the longest gradient: one bad batch must not derail training",
+                            least=1e-9)
+    seed: int = knob(1337, "initial weights and dropout; the order of the data is always the same")
     # the evals
-    eval_every: int = 250              # steps between evals; 0: only at the end
-    val_tokens: int = 10485760         # 20 * 2**19, however many processes there are
-    hellaswag: bool = True             # measure HellaSwag too (GPT-2's tokenizer only)
-    save_every: int = 1000             # steps between checkpoints, and one at the end; 0: none
-    keep_last: int = 2                 # older checkpoints are deleted: one is 1.5 GB for 124M
+    eval_every: int = knob(250, "steps between evals; 0: only at the end")
+    val_tokens: int = knob(10485760, "tokens of a validation", least=1)  # 20 * 2**19
+    hellaswag: bool = knob(True, "measure HellaSwag too (GPT-2's tokenizer only)")
+    save_every: int = knob(1000, "steps between checkpoints, and one at the end; 0: none")
+    keep_last: int = knob(2, "older checkpoints are deleted: one is 1.5 GB for 124M", least=1)
 
 PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),                                           # 124M
@@ -568,11 +579,11 @@ def main(gpt_config, config, typed):
     checkpoint = fineweb.find_checkpoint(config, load_checkpoint)
     start = checkpoint or (load_model(config.init_from) if config.init_from else None)
     if start:
-        typed = fineweb.merge_settings(start, gpt_config, config, typed, PRESETS)
+        gpt_config, config, typed = merge_settings(start, gpt_config, config, typed, PRESETS)
     tokenizer, train_shards, val_shards = load_data(config)
     if not start and "vocab_size" not in typed:
         gpt_config.vocab_size = -(-tokenizer.n_vocab // 128) * 128  # rounded up: 50257 -> 50304
-    fineweb.check_settings(gpt_config, config)
+    check_settings(gpt_config, config)
     if gpt_config.vocab_size < tokenizer.n_vocab or start and start["tokenizer"] != tokenizer.spec:
         raise UserError(f"the model's vocabulary is not that of {config.data_root}: is it the right --data_root and "
                         f"--tokenizer?")
@@ -588,7 +599,7 @@ def main(gpt_config, config, typed):
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
     card = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    config.B, grad_accum_steps = fineweb.choose_batch(config, typed, num_processes)
+    config.B, grad_accum_steps = choose_batch(config, typed, num_processes)
     print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
            f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
@@ -683,7 +694,7 @@ def main(gpt_config, config, typed):
         raise UserError("the last checkpoint could not be saved", exit_code=1)
 
 def run(argv):
-    gpt_config, config, typed = fineweb.parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
+    gpt_config, config, typed = parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
     try:
         main(gpt_config, config, typed)
     except (RuntimeError, KeyboardInterrupt) as e:

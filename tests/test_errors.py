@@ -9,8 +9,8 @@ import torch
 from small_runs import ROOT, refusal, write_shards
 
 import train_gpt2
-from fineweb import choose_batch
 from train_gpt2 import TrainConfig
+from support.settings import choose_batch
 
 
 @pytest.mark.parametrize("flags, said", [

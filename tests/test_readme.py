@@ -16,6 +16,7 @@ import fineweb
 import hellaswag
 import play
 import train_gpt2
+from support.settings import check_settings, parse_flags
 
 with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
     README = f.read()
@@ -124,10 +125,10 @@ def parse(words):
     script, *argv = argv
     assert os.path.isfile(os.path.join(ROOT, script)), f"there is no {script}"
     if script == "train_gpt2.py":
-        configs = fineweb.parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)[:2]
-        fineweb.check_settings(*configs)
+        configs = parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)[:2]
+        check_settings(*configs)
     elif script == "fineweb.py":
-        fineweb.parse_flags(argv, "", {}, fineweb.ShardConfig)
+        parse_flags(argv, "", {}, fineweb.ShardConfig)
     elif script == "play.py":
         play.parse_args(argv)
     elif script == "hellaswag.py":
