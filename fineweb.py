@@ -16,22 +16,12 @@ Every document starts with <|endoftext|>. Shards are flat .npy arrays of uint16 
 shard 0 is validation, the last one holds what remains. meta.json beside them says what they were made from, with which
 tokenizer, and how far they are.
 
-A tokenizer here is an object with encode(text) -> list of ids, decode(ids) -> text, encode_batch(texts) -> list of
-lists or arrays of ids, n_vocab (the highest id + 1), eot (the id of <|endoftext|>) and spec (a dict of plain strings
-from which load_tokenizer makes it again: that is what a checkpoint keeps).
-
-    tokenizer = make_tokenizer("gpt2")          # GPT-2's byte-level BPE, 50,257 tokens, from assets/gpt2.tiktoken
-    tokenizer = make_tokenizer("char", [text])  # every character of the texts is a token
-    tokenizer.decode(tokenizer.encode("to be")) == "to be"
-
 Contents
-    2 tokenizers               GPT2Tokenizer, CharTokenizer, BPETokenizer, make_tokenizer, load_tokenizer
     3 documents                files and datasets -> rows -> tokens, by threads, in order
     4 shards                   how they are filled and written, and meta.json
     5 the program              make_shards, check, main
     6 to 8 for train_gpt2.py   the log, resuming, signals, checks; MFU; Hugging Face's files
 """
-import base64
 import contextlib
 import csv
 import ctypes
@@ -61,9 +51,7 @@ from tqdm import tqdm
 from support.console import UserError, is_first_process, print0, run_program
 from support.files import atomic_write, check_zip, lock_directory
 from support.settings import check_limits, knob, parse_flags
-
-ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
-
+from support.tokenizer import ASSETS, gpt2_tokenizer, load_tokenizer, make_tokenizer
 
 # ----------------------------------------------------------------------------------------------------
 def keep_freed_memory():
@@ -76,188 +64,6 @@ def keep_freed_memory():
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above a block's gradients, below the MLP's activations at T=1024
             mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-# ----------------------------------------------------------------------------------------------------
-# 2 tokenizers
-
-class GPT2Tokenizer:
-    """GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in assets/: no download."""
-    # how text is cut before BPE: contractions, then letters, digits and other signs, each with one space before it
-    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-
-    def __init__(self):
-        import tiktoken
-        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
-            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in f)}
-        self.eot = len(ranks)  # 50256, the one token that no text can contain
-        self.n_vocab = self.eot + 1
-        self.spec = {"name": "gpt2"}
-        self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
-                                     special_tokens={"<|endoftext|>": self.eot})
-
-    def encode(self, text):
-        return self.encode_batch([text])[0].tolist()
-
-    def encode_batch(self, texts):
-        # no allowed specials: "<|endoftext|>" in a text is 13 characters, not the token
-        encode = functools.partial(self.bpe.encode_to_numpy, allowed_special=set(), disallowed_special=())
-        try:
-            return [encode(text) for text in texts]
-        except ValueError:  # a million spaces in a row are too much for tiktoken's regex: cut where they are
-            return [np.concatenate([encode(part) for part in re.split(r"(\s{100000})", text)]) for text in texts]
-
-    def decode(self, ids):
-        return self.bpe.decode(list(ids), errors="replace")
-
-
-class CharTokenizer:
-    """A token per character: id 0 is <|endoftext|>, then the characters in sorted order. Small enough for a laptop."""
-
-    def __init__(self, chars):
-        self.chars = ["<|endoftext|>", *chars]
-        self.ids = np.zeros(0x110000, dtype=np.uint32)  # of every character in Unicode; 0: not in this vocabulary
-        self.ids[[ord(c) for c in chars]] = range(1, len(self.chars))
-        self.eot, self.n_vocab = 0, len(self.chars)
-        self.spec = {"name": "char", "chars": "".join(chars)}
-
-    def encode(self, text):
-        return self.encode_batch([text])[0].tolist()
-
-    def encode_batch(self, texts):
-        arrays = [self.ids[np.frombuffer(t.encode("utf-32-le", "surrogatepass"), dtype="<u4")] for t in texts]
-        for text, ids in zip(texts, arrays, strict=True):
-            if not ids.all():
-                raise UserError(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it knows the "
-                                f"{self.n_vocab - 1} characters it was made from", who="me")
-        return arrays
-
-    def decode(self, ids):
-        return "".join(self.chars[i] for i in ids)
-
-
-class BPETokenizer:
-    """What a tokenizer.json of Hugging Face's tokenizers says. `text`: its contents, which are also the spec."""
-    EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")  # whoever trained it chose one of these
-
-    def __init__(self, text):
-        from tokenizers import Tokenizer
-        self.spec = {"name": "bpe", "json": text}
-        self.bpe = Tokenizer.from_str(text)
-        self.bpe.encode_special_tokens = True  # "<|endoftext|>" in a text is 13 characters here too
-        self.bpe.no_truncation()
-        self.bpe.no_padding()
-        vocab = self.bpe.get_vocab(with_added_tokens=True)
-        name = next((t for t in self.EOT if t in vocab), None)
-        if name is None or vocab[name] in self.encode(name):  # not special: a text could spell it
-            raise UserError(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special token: documents "
-                            f"need one")
-        self.eot, self.n_vocab = vocab[name], max(vocab.values()) + 1
-
-    def encode(self, text):
-        return self.bpe.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts):
-        return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def decode(self, ids):
-        return self.bpe.decode(list(ids), skip_special_tokens=False)
-
-
-@functools.lru_cache(maxsize=1)
-def gpt2_tokenizer():
-    """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
-    return GPT2Tokenizer()
-
-
-def train_bpe(texts, n_vocab):
-    """
-    Byte-level BPE (Sennrich et al. 2016; on bytes, as in GPT-2) of n_vocab tokens, learned from the first 100M
-    characters of the texts -> tokenizer.json, as text. The same texts give the same tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    def beginning(left=100_000_000):
-        for text in texts:
-            yield text[:left]
-            left -= len(text)
-            if left <= 0:
-                return
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # cuts text as GPT-2 does
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is without tokens
-    bpe.train_from_iterator(beginning(), trainers.BpeTrainer(
-        vocab_size=n_vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
-    return bpe.to_str()
-
-
-def fetch_tokenizer(name):
-    """A tokenizer.json, a directory with one, or the name of a model on the hub -> its contents."""
-    path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
-    try:
-        if not os.path.isfile(path):
-            if "/" not in name or name.endswith(".json"):
-                raise UserError(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor a hub name "
-                                f"such as "
-                                "Qwen/Qwen2-1.5B")
-            from huggingface_hub import hf_hub_download
-            path = hf_hub_download(name, "tokenizer.json")
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    except UserError:
-        raise
-    except Exception as e:  # no network, no such model, no such file in it: each has an exception of its own
-        raise UserError(f"cannot load the tokenizer {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
-
-
-def make_tokenizer(name, texts=()):
-    """The tokenizer called `name` (see --tokenizer) for an iterable of texts, which only char and bpe:N look at."""
-    if name == "gpt2":
-        return gpt2_tokenizer()
-    if name == "char":
-        return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
-    m = re.fullmatch(r"bpe:(\d+)", name)
-    if m and int(m[1]) < 257:
-        raise UserError(f"--tokenizer={name}: at least bpe:257, a token for each byte and <|endoftext|>")
-    return load_tokenizer({"name": "bpe", "json": train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name)})
-
-
-def load_tokenizer(spec):
-    """The inverse of tokenizer.spec."""
-    if spec["name"] == "gpt2":
-        return gpt2_tokenizer()
-    if spec["name"] == "char":
-        return CharTokenizer(spec["chars"])
-    try:
-        return BPETokenizer(spec["json"])
-    except UserError:
-        raise
-    except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
-        raise UserError(f"not a usable tokenizer.json: {' '.join(str(e).split())[:150]}")
-
-
-def saved_spec(folder):
-    """The spec of the tokenizer that `play.py export` wrote into folder. A GPT-2 from elsewhere has GPT-2's."""
-    path = os.path.join(folder, "tokenizer_spec.json")
-    if not os.path.isfile(path):
-        return {"name": "gpt2"}
-    try:
-        with open(path, encoding="utf-8") as f:
-            spec = json.load(f)
-        if load_tokenizer(spec).spec["name"] == spec["name"]:
-            return spec
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} describes no tokenizer: was it written by python play.py export?")
-
-
-def tokenize_file(path, tokenizer_name):
-    """A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as uint32 arrays."""
-    with open(path, encoding="utf-8", errors="replace") as f:
-        text = f.read()
-    tokenizer, cut = make_tokenizer(tokenizer_name, [text]), int(0.9 * len(text))
-    return tokenizer, *([np.array(tokenizer.encode(part), dtype=np.uint32)] for part in (text[:cut], text[cut:]))
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import count_parameters, flops_per_token, load_tokenizer, load_weights, read_reference
+from fineweb import count_parameters, flops_per_token, load_weights, read_reference
 from support.console import UserError, run_program
 from support.files import atomic_write
 from support.settings import SHAPE, check_settings
+from support.tokenizer import load_tokenizer, save_tokenizer
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -311,54 +312,6 @@ def plot(args):
 
 # ----------------------------------------------------------------------------------------------------
 # 4 handing it on
-
-def last_merge(token, ranks):
-    """The two tokens (bytes) that BPE joins into this one: it merges, lowest rank first, until two are left."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def hugging_face_tokenizer(tokenizer):
-    """One of our tokenizers -> the same as a tokenizers.Tokenizer, whose to_str() is a tokenizer.json"""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    spec = tokenizer.spec
-    if spec["name"] == "char":
-        hf = Tokenizer(models.WordLevel({c: i for i, c in enumerate(tokenizer.chars)}, unk_token="no such character"))
-        hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # every character is a word
-        hf.decoder = decoders.Fuse()  # and nothing comes between them
-    elif spec["name"] == "gpt2":
-        tokens = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
-        ranks = {token: i for i, token in enumerate(tokens)}
-        # GPT-2's files are text: a byte that prints is its own letter, the others are those from U+0100 on
-        letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
-        letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
-        def spell(token):
-            return "".join(letters[b] for b in token)
-        merges = [tuple(map(spell, last_merge(token, ranks))) for token in tokens if len(token) > 1]
-        hf = Tokenizer(models.BPE({spell(token): i for token, i in ranks.items()}, merges))
-        hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's way to cut a text is its default
-        hf.decoder = decoders.ByteLevel()
-    else:
-        return Tokenizer.from_str(spec["json"])
-    hf.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
-    return hf
-
-
-def save_tokenizer(tokenizer, folder, block_size):
-    """The files that transformers' AutoTokenizer reads, and tokenizer_spec.json, which ours reads."""
-    hf = hugging_face_tokenizer(tokenizer)
-    eot = {} if tokenizer.eot is None else dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-              "clean_up_tokenization_spaces": False, **eot}
-    for name, text in (("tokenizer.json", hf.to_str()), ("tokenizer_config.json", json.dumps(config)),
-                       ("special_tokens_map.json", json.dumps(eot)),
-                       ("tokenizer_spec.json", json.dumps(tokenizer.spec))):
-        with atomic_write(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-
 
 def export(args):
     """A model as the directory that transformers loads: all of it, or nothing."""

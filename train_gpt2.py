@@ -43,6 +43,7 @@ import fineweb  # also the files, flags and logs, which are not part of this sto
 import hellaswag
 from support.console import UserError, print0, progress, run_program
 from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
+from support.tokenizer import saved_spec, tokenize_file
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -328,7 +329,7 @@ def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
     root, splits = config.data_root, []
     if os.path.isfile(root):
-        return fineweb.tokenize_file(root, config.tokenizer)
+        return tokenize_file(root, config.tokenizer)
     for split in ("train", "val"):  # edufineweb_train_000001.npy
         paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
         splits.append([load_tokens(path) for path in paths])
@@ -557,7 +558,7 @@ def load_model(name):
     if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
         return load_checkpoint(name)
     model = GPT.from_pretrained(name)
-    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": fineweb.saved_spec(name)}
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": saved_spec(name)}
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training

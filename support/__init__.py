@@ -5,4 +5,5 @@ support does it.
     console.py       one way to speak and one way to fail: UserError, print0, progress, run_program
     files.py         files that are whole or not there: atomic_write, checked zip files
     settings.py      flags -> checked dataclasses; what was given, what a checkpoint says, who wins
+    tokenizer.py     text <-> ids: gpt2, char, bpe, tokenizer.json; and as Hugging Face's files
 """

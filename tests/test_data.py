@@ -6,8 +6,8 @@ from small_runs import refusal, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fineweb import CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer
 from train_gpt2 import DataLoaderLite, load_tokens
+from support.tokenizer import CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer
 
 
 def load(folder):

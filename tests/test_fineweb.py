@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import fineweb
 import train_gpt2
-from fineweb import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 from support.console import UserError
+from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 
@@ -284,7 +284,7 @@ def test_a_second_run_says_that_everything_is_there(make, monkeypatch, capsys):
     """Without reading the corpus or making the tokenizer."""
     before = contents(make("out", "--tokenizer=bpe:300"))
     monkeypatch.setattr(fineweb, "read_batches", None)
-    monkeypatch.setattr(fineweb, "load_tokenizer", None)
+    monkeypatch.setattr(fineweb, "make_tokenizer", None)
     capsys.readouterr()
     assert contents(make("out", "--tokenizer=bpe:300")) == before
     assert capsys.readouterr().out.startswith(f"everything is there already: {len(some_documents())} documents")
@@ -525,7 +525,7 @@ def test_bpe_learned_from_the_corpus(make, bpe):
     """bpe:400 has 400 tokens; two runs, even in different processes, learn the same ones; tokenizer.json keeps them."""
     out = make("out", "--tokenizer=bpe:400")
     assert (out / "tokenizer.json").read_text(encoding="utf-8") == bpe.spec["json"]
-    code = ("import sys, json, test_fineweb as t; from fineweb import train_bpe; "
+    code = ("import sys, json, test_fineweb as t; from support.tokenizer import train_bpe; "
             "sys.stdout.buffer.write(train_bpe(t.some_documents(), 400).encode())")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((ROOT, os.path.join(ROOT, "tests")))}
     elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env).stdout

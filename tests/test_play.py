@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 import play
 import train_gpt2
-from fineweb import gpt2_tokenizer, load_tokenizer, make_tokenizer
 from train_gpt2 import GPT, GPTConfig, load_model
+from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
+                               save_tokenizer)
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -177,7 +178,7 @@ def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
                tmp_path / "model.pt")
     if kind == "bpe" and isinstance(tokenizer, SimpleNamespace):  # load_tokenizer does not know it yet
         model.save_pretrained(tmp_path / "hf", tokenizer.n_vocab, tokenizer.eot)
-        play.save_tokenizer(tokenizer, tmp_path / "hf", 64)
+        save_tokenizer(tokenizer, tmp_path / "hf", 64)
     else:
         play.main(["export", str(tmp_path / "model.pt"), str(tmp_path / "hf")])
         assert load_model(str(tmp_path / "hf"))["tokenizer"] == tokenizer.spec
@@ -196,7 +197,7 @@ def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
 
 @functools.lru_cache
 def exported_gpt2_tokenizer():
-    return play.hugging_face_tokenizer(gpt2_tokenizer())
+    return hugging_face_tokenizer(gpt2_tokenizer())
 
 
 @given(st.text())

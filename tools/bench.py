@@ -66,7 +66,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import gpt2_tokenizer, keep_freed_memory, mfu, tokenize_file
+from fineweb import keep_freed_memory, mfu
+from support.tokenizer import gpt2_tokenizer, tokenize_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,303 @@
+"""
+Text <-> ids. Come here when a text becomes other tokens than you expect, or to add a tokenizer.
+
+A tokenizer here is an object with encode(text) -> list of ids, decode(ids) -> text,
+encode_batch(texts) -> list of lists or arrays of ids, n_vocab (the highest id + 1), eot (the id of
+<|endoftext|>) and spec (a dict of plain strings from which load_tokenizer makes it again: that is
+what a checkpoint keeps).
+
+    tokenizer = make_tokenizer("gpt2")          # BPE, 50,257 tokens, assets/gpt2.tiktoken
+    tokenizer = make_tokenizer("char", [text])  # every character of the texts is a token
+    tokenizer.decode(tokenizer.encode("to be")) == "to be"
+"""
+import base64
+import functools
+import itertools
+import json
+import os
+import re
+
+import numpy as np
+
+from support.console import UserError, one_line
+from support.files import atomic_write
+
+ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
+
+
+class GPT2Tokenizer:
+    """
+    GPT-2's byte-level BPE (Radford et al. 2019, section 2.2) by tiktoken, from the ranks in
+    assets/: no download.
+    """
+    # how text is cut before BPE: contractions, then letters, digits and other signs, each with one
+    # space before it
+    PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+    def __init__(self):
+        import tiktoken
+        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
+            pairs = [line.split() for line in f]
+        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        self.eot = len(ranks)  # 50256, the one token that no text can contain
+        self.n_vocab = self.eot + 1
+        self.spec = {"name": "gpt2"}
+        self.bpe = tiktoken.Encoding("gpt2", pat_str=self.PATTERN, mergeable_ranks=ranks,
+                                     special_tokens={"<|endoftext|>": self.eot})
+
+    def encode(self, text):
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts):
+        # no allowed specials: "<|endoftext|>" in a text is 13 characters, not the token
+        encode = functools.partial(
+            self.bpe.encode_to_numpy, allowed_special=set(), disallowed_special=())
+        try:
+            return [encode(text) for text in texts]
+        except ValueError:
+            # a million spaces in a row are too much for tiktoken's regex: cut where they are
+            cut = [re.split(r"(\s{100000})", text) for text in texts]
+            return [np.concatenate([encode(part) for part in parts]) for parts in cut]
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), errors="replace")
+
+
+class CharTokenizer:
+    """
+    A token per character: id 0 is <|endoftext|>, then the characters in sorted order. Small enough
+    for a laptop.
+    """
+
+    def __init__(self, chars):
+        self.chars = ["<|endoftext|>", *chars]
+        # of every character in Unicode; 0: not in this vocabulary
+        self.ids = np.zeros(0x110000, dtype=np.uint32)
+        self.ids[[ord(c) for c in chars]] = range(1, len(self.chars))
+        self.eot = 0
+        self.n_vocab = len(self.chars)
+        self.spec = {"name": "char", "chars": "".join(chars)}
+
+    def encode(self, text):
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts):
+        codes = [text.encode("utf-32-le", "surrogatepass") for text in texts]
+        arrays = [self.ids[np.frombuffer(code, dtype="<u4")] for code in codes]
+        for text, ids in zip(texts, arrays, strict=True):
+            if not ids.all():
+                raise UserError(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it "
+                                "knows the "
+                                f"{self.n_vocab - 1} characters it was made from", who="me")
+        return arrays
+
+    def decode(self, ids):
+        return "".join(self.chars[i] for i in ids)
+
+
+class BPETokenizer:
+    """
+    What a tokenizer.json of Hugging Face's tokenizers says. `text`: its contents, which are also
+    the spec.
+    """
+    # whoever trained it chose one of these
+    EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+    def __init__(self, text):
+        from tokenizers import Tokenizer
+        self.spec = {"name": "bpe", "json": text}
+        try:
+            self.bpe = Tokenizer.from_str(text)
+            # "<|endoftext|>" in a text is 13 characters here too
+            self.bpe.encode_special_tokens = True
+            self.bpe.no_truncation()
+            self.bpe.no_padding()
+            vocab = self.bpe.get_vocab(with_added_tokens=True)
+        except Exception as e:  # the library raises a bare Exception for what is no tokenizer.json
+            raise UserError(f"not a usable tokenizer.json: {one_line(e)}")
+        name = next((t for t in self.EOT if t in vocab), None)
+        if name is None or vocab[name] in self.encode(name):  # not special: a text could spell it
+            raise UserError(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special "
+                            "token: documents need "
+                            "one")
+        self.eot = vocab[name]
+        self.n_vocab = max(vocab.values()) + 1
+
+    def encode(self, text):
+        return self.bpe.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts):
+        return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), skip_special_tokens=False)
+
+
+@functools.lru_cache(maxsize=1)
+def gpt2_tokenizer():
+    """The GPT-2 tokenizer, made once a process: building it from 50,256 ranks takes a moment."""
+    return GPT2Tokenizer()
+
+
+def train_bpe(texts, n_vocab):
+    """
+    Byte-level BPE (Sennrich et al. 2016; on bytes, as in GPT-2) of n_vocab tokens, learned from the
+    first 100M characters of the texts -> tokenizer.json, as text. The same texts give the same
+    tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    def beginning(left=100_000_000):
+        for text in texts:
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                return
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # cuts text as GPT-2 does
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes: no text is without tokens
+    bpe.train_from_iterator(beginning(), trainers.BpeTrainer(
+        vocab_size=n_vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet,
+        show_progress=False))
+    return bpe.to_str()
+
+
+def fetch_tokenizer(name):
+    """A tokenizer.json, a directory with one, or the name of a model on the hub -> its contents."""
+    path = os.path.join(name, "tokenizer.json") if os.path.isdir(name) else name
+    if not os.path.isfile(path) and ("/" not in name or name.endswith(".json")):
+        raise UserError(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor "
+                        "a hub name such as "
+                        "Qwen/Qwen2-1.5B")
+    try:
+        if not os.path.isfile(path):
+            from huggingface_hub import hf_hub_download
+            path = hf_hub_download(name, "tokenizer.json")
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+    except Exception as e:
+        # no network, no such model, no such file in it: each has an exception of its own
+        raise UserError(f"cannot load the tokenizer {name}: {one_line(e)}")
+
+
+def make_tokenizer(name, texts=()):
+    """
+    The tokenizer called `name` (see --tokenizer) for an iterable of texts, which only char and
+    bpe:N look at.
+    """
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    if name == "char":
+        return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
+    m = re.fullmatch(r"bpe:(\d+)", name)
+    if m and int(m[1]) < 257:
+        raise UserError(f"--tokenizer={name}: at least bpe:257, a token for each byte and "
+                        "<|endoftext|>")
+    return BPETokenizer(train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name))
+
+
+def load_tokenizer(spec):
+    """The inverse of tokenizer.spec."""
+    if spec["name"] == "gpt2":
+        return gpt2_tokenizer()
+    if spec["name"] == "char":
+        return CharTokenizer(spec["chars"])
+    return BPETokenizer(spec["json"])
+
+
+def tokenize_file(path, tokenizer_name):
+    """
+    A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as
+    uint32 arrays.
+    """
+    with open(path, encoding="utf-8", errors="replace") as f:
+        text = f.read()
+    tokenizer = make_tokenizer(tokenizer_name, [text])
+    cut = int(0.9 * len(text))
+    train = np.array(tokenizer.encode(text[:cut]), dtype=np.uint32)
+    val = np.array(tokenizer.encode(text[cut:]), dtype=np.uint32)
+    return tokenizer, [train], [val]
+
+
+# --- as Hugging Face's files ----------------------------------------------------------------------
+
+def saved_spec(folder):
+    """
+    The spec of the tokenizer that `play.py export` wrote into folder. A GPT-2 from elsewhere has
+    GPT-2's.
+    """
+    path = os.path.join(folder, "tokenizer_spec.json")
+    if not os.path.isfile(path):
+        return {"name": "gpt2"}
+    try:
+        with open(path, encoding="utf-8") as f:
+            spec = json.load(f)
+        if load_tokenizer(spec).spec["name"] == spec["name"]:
+            return spec
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{path} describes no tokenizer: was it written by python play.py export?")
+
+
+def last_merge(token, ranks):
+    """
+    The two tokens (bytes) that BPE joins into this one: it merges, lowest rank first, until two are
+    left.
+    """
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def hugging_face_tokenizer(tokenizer):
+    """
+    One of our tokenizers -> the same as a tokenizers.Tokenizer, whose to_str() is a tokenizer.json
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    spec = tokenizer.spec
+    if spec["name"] == "char":
+        ids = {c: i for i, c in enumerate(tokenizer.chars)}
+        hf = Tokenizer(models.WordLevel(ids, unk_token="no such character"))
+        # every character is a word
+        hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        hf.decoder = decoders.Fuse()  # and nothing comes between them
+    elif spec["name"] == "gpt2":
+        tokens = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
+        ranks = {token: i for i, token in enumerate(tokens)}
+        # GPT-2's files are text: a byte that prints is its own letter, the others are those from
+        # U+0100 on
+        letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+        letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
+
+        def spell(token):
+            return "".join(letters[b] for b in token)
+        merges = [tuple(map(spell, last_merge(token, ranks))) for token in tokens if len(token) > 1]
+        hf = Tokenizer(models.BPE({spell(token): i for token, i in ranks.items()}, merges))
+        # GPT-2's way to cut a text is its default
+        hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        hf.decoder = decoders.ByteLevel()
+    else:
+        return Tokenizer.from_str(spec["json"])
+    hf.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
+    return hf
+
+
+def save_tokenizer(tokenizer, folder, block_size):
+    """
+    The files that transformers' AutoTokenizer reads, and tokenizer_spec.json, which ours reads.
+    """
+    hf = hugging_face_tokenizer(tokenizer)
+    eot = {}
+    if tokenizer.eot is not None:
+        eot = dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+              "clean_up_tokenization_spaces": False, **eot}
+    texts = {"tokenizer.json": hf.to_str(), "tokenizer_config.json": json.dumps(config),
+             "special_tokens_map.json": json.dumps(eot),
+             "tokenizer_spec.json": json.dumps(tokenizer.spec)}
+    for name, text in texts.items():
+        with atomic_write(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as f:
+            f.write(text)
