@@ -18,7 +18,7 @@ tokenizer, and how far they are.
 
 Contents
     3 documents                files and datasets -> rows -> tokens, by threads, in order
-    4 shards                   how they are filled and written, and meta.json
+    4 shards                   how they are filled and written
     5 the program              make_shards, check, main
     6 to 8 for train_gpt2.py   the log, resuming, signals, checks; MFU; Hugging Face's files
 """
@@ -51,7 +51,8 @@ from tqdm import tqdm
 from support.console import UserError, is_first_process, print0, run_program
 from support.files import atomic_write, check_zip, lock_directory
 from support.settings import check_limits, knob, parse_flags
-from support.tokenizer import ASSETS, gpt2_tokenizer, load_tokenizer, make_tokenizer
+from support.tokenizer import ASSETS, make_tokenizer
+from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, shard_problem, write_meta
 
 # ----------------------------------------------------------------------------------------------------
 def keep_freed_memory():
@@ -253,96 +254,7 @@ def in_order(function, batches, workers):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 4 shards, and meta.json beside them
-
-COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
-
-
-def meta_name(k, n):
-    return "meta.json" if n == 1 else f"meta-{k}-of-{n}.json"
-
-
-def write_meta(out, meta, tokenizer):
-    """meta.json, by rename. A tokenizer in Hugging Face's format goes into tokenizer.json, as usual."""
-    k, n = meta["part"]
-    if tokenizer.spec["name"] == "bpe" and not os.path.exists(os.path.join(out, "tokenizer.json")):
-        with atomic_write(os.path.join(out, "tokenizer.json"), "w", encoding="utf-8", newline="") as f:
-            f.write(tokenizer.spec["json"])
-    with atomic_write(os.path.join(out, meta_name(k, n)), "w", encoding="utf-8") as f:
-        json.dump(meta, f, indent=1)
-
-
-def read_meta(path):
-    """A meta.json -> dict, its types and names checked: whoever sends us a directory shall not choose what we open."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            meta = json.load(f)
-        ok = (os.path.isfile(path) and type(meta["done"]) is bool and isinstance(meta["settings"], dict)
-              and all(type(meta[key]) is int for key in (*COUNTS, "n_vocab", "eot", "max_shards"))
-              and meta["dtype"] in ("uint16", "uint32") and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
-              and all(re.fullmatch(r"\w+_(train|val)_\d{6}\.npy", s["name"]) and type(s["tokens"]) is int
-                      and type(s["documents"]) is int and type(s["sha256"]) is str for s in meta["shards"])
-              and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
-              and len(meta["part"]) == 2 and 1 <= int(meta["part"][0]) <= int(meta["part"][1]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ok, meta = False, None
-    if not ok:
-        raise UserError(f"{path} is damaged: delete it and its shards, and run python fineweb.py again", who="node")
-    return meta
-
-
-def meta_tokenizer(out, meta):
-    """The tokenizer that meta.json names."""
-    spec = dict(meta["tokenizer"])
-    if spec["name"] == "bpe":
-        try:
-            with open(os.path.join(out, "tokenizer.json"), encoding="utf-8", newline="") as f:
-                spec["json"] = f.read()
-        except OSError as e:
-            raise UserError(f"{out}/tokenizer.json, which meta.json speaks of, cannot be read ({e.strerror})",
-                            who="node")
-    if spec["name"] == "char" and type(spec.get("chars")) is not str:
-        raise UserError(f"{out}/meta.json names a char tokenizer without characters", who="node")
-    tokenizer = load_tokenizer(spec)
-    if (tokenizer.n_vocab, tokenizer.eot) != (meta["n_vocab"], meta["eot"]):
-        raise UserError(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks of {meta['n_vocab']}: "
-                        f"they do not "
-                        "belong together", who="node")
-    return tokenizer
-
-
-def load_meta(root):
-    """
-    The tokenizer of a directory of shards: GPT-2's where there is no meta.json, as in those of the original's
-    fineweb.py. Shards that meta.json speaks of must be there, in the size that it says; their bytes are for --check.
-    """
-    paths = sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
-    metas = [read_meta(path) for path in paths]
-    for meta, path in zip(metas, paths, strict=True):
-        if meta["tokenizer"] != metas[0]["tokenizer"] or meta["n_vocab"] != metas[0]["n_vocab"]:
-            raise UserError(f"{path} and {paths[0]} have different tokenizers: they do not belong together", who="node")
-        for shard in meta["shards"]:
-            if problem := shard_problem(os.path.join(root, shard["name"]), shard["tokens"], meta["dtype"]):
-                raise UserError(f"{problem}: python fineweb.py --check={root} says what else is wrong", who="node")
-    return meta_tokenizer(root, metas[0]) if metas else gpt2_tokenizer()
-
-
-def shard_problem(path, tokens, dtype):
-    """What is wrong with a shard as far as its header tells -> text, or None. A pipe or a device is not even opened."""
-    try:
-        if not os.path.isfile(path):
-            return f"{path} is missing"
-        shard = np.load(path, mmap_mode="r", allow_pickle=False)
-        if shard.shape != (tokens,) or shard.dtype != dtype:
-            return f"{path} holds {shard.dtype} of shape {shard.shape}, not {tokens:,} tokens of {dtype}"
-    except (OSError, ValueError, EOFError) as e:
-        return f"{path} is not a token shard ({e})"
-
-
-def count(tokens, token):
-    """How often it stands there. A piece at a time: the comparison of a whole shard would take 100 MB."""
-    return sum(int((tokens[i : i + 2**20] == token).sum()) for i in range(0, len(tokens), 2**20))
-
+# 4 shards
 
 def save_shard(out, meta, tokens):
     """Write the next shard, read it back, and only then give it its name. Adds to meta["shards"]."""

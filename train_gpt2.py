@@ -20,7 +20,6 @@ Contents
 Letters in the comments on shapes
     B rows of a batch    T tokens of a row (time)    C channels, n_embd    nh heads, hs = C / nh    V vocabulary rows
 """
-import glob
 import math
 import os
 import re
@@ -44,6 +43,7 @@ import hellaswag
 from support.console import UserError, print0, progress, run_program
 from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
 from support.tokenizer import saved_spec, tokenize_file
+from support.shards import list_shards, load_meta, open_shard
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -314,28 +314,15 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
 
 def load_tokens(path):
     """A shard (a flat .npy array of uint16 or uint32 ids) -> its memory map: a page is read when it is touched."""
-    try:
-        if not os.path.isfile(path):  # a pipe would keep us waiting for ever
-            raise ValueError("no regular file")
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or tokens.size == 0:
-            raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}, not a row of uint16 or uint32")
-        return tokens
-    except Exception as e:  # numpy has many for the many ways in which a file can be damaged
-        raise UserError(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python fineweb.py again",
-                        who="node")
+    return open_shard(path)
 
 def load_data(config):
     """-> the tokenizer, the train and the val split of data_root (lists of token arrays)."""
-    root, splits = config.data_root, []
+    root = config.data_root
     if os.path.isfile(root):
         return tokenize_file(root, config.tokenizer)
-    for split in ("train", "val"):  # edufineweb_train_000001.npy
-        paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
-        splits.append([load_tokens(path) for path in paths])
-        if not paths:
-            raise UserError(f"no {split} shards in {root}: run python fineweb.py, or try --preset=laptop", who="node")
-    return fineweb.load_meta(root), *splits  # the tokenizer that the shards were made with
+    splits = [[load_tokens(path) for path in list_shards(root, split)] for split in ("train", "val")]
+    return load_meta(root), *splits  # the tokenizer that the shards were made with
 
 class DataLoaderLite:
     """

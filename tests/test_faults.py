@@ -23,6 +23,7 @@ from support import files
 from support.console import UserError
 from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
+from support.shards import load_meta
 
 
 # --- kills and signals ----------------------------------------------------------------------------
@@ -471,7 +472,7 @@ def test_mutated_meta_json(tmp_path):
     """The names of shards in it are plain names, its numbers are those of files that are there."""
     (tmp_path / "docs.txt").write_text("to be or not to be " * 50)
     fineweb.main([f"--files={tmp_path}/docs.txt", f"--out={tmp_path}/shards", "--tokenizer=char"])
-    fuzz(tmp_path / "shards" / "meta.json", lambda: fineweb.load_meta(str(tmp_path / "shards")),
+    fuzz(tmp_path / "shards" / "meta.json", lambda: load_meta(str(tmp_path / "shards")),
          lambda tokenizer: tokenizer.spec["name"] in ("char", "gpt2"), 300)
 
 

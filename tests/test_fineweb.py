@@ -19,6 +19,7 @@ import fineweb
 import train_gpt2
 from support.console import UserError
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
+from support.shards import load_meta
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 
@@ -441,7 +442,7 @@ def test_parts_hold_each_document_once(tokenizer, make, tmp_path, capsys):
     names = [path.name for path in shards(together)]
     assert "edufineweb_train_333333.npy" in names and "edufineweb_train_666666.npy" in names
     assert check(together, capsys)[0] == 0
-    assert stream(together) == plain(docs, fineweb.load_meta(str(together)))
+    assert stream(together) == plain(docs, load_meta(str(together)))
 
 
 def test_where_processes_are_spawned(corpus, tmp_path):
@@ -577,7 +578,7 @@ def test_training_picks_the_tokenizer_up(tokenizer, rows, make, tmp_path, capsys
     assert ("no HellaSwag" in capsys.readouterr().out) == (tokenizer != "gpt2")
     checkpoint = train_gpt2.load_checkpoint(tmp_path / "log" / "model_00003.pt")
     assert checkpoint["config"]["vocab_size"] == rows
-    assert load_tokenizer(checkpoint["tokenizer"]).encode("to be") == fineweb.load_meta(str(out)).encode("to be")
+    assert load_tokenizer(checkpoint["tokenizer"]).encode("to be") == load_meta(str(out)).encode("to be")
     train_gpt2.run([*flags, "--resume=auto", "--max_steps=4"])
     assert len(read_log(tmp_path / "log")["train"]) == 4
 
