@@ -53,6 +53,7 @@ from support.files import atomic_write, check_zip, lock_directory
 from support.settings import check_limits, knob, parse_flags
 from support.tokenizer import ASSETS, make_tokenizer
 from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, shard_problem, write_meta
+from support.arithmetic import count_parameters
 
 # ----------------------------------------------------------------------------------------------------
 def keep_freed_memory():
@@ -664,12 +665,6 @@ def read_checkpoint(path, GPTConfig):
         raise UserError(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
 
 
-def count_parameters(config):
-    """How many numbers a GPT of this config has, without building it. 124,475,904 for 124M with 50,304 rows"""
-    C = config.n_embd  # a layer: 3 C^2 weights for q, k, v, 1 for c_proj, 8 in the MLP; 13 C biases and norms
-    return C * (config.vocab_size + config.block_size + 2 + config.n_layer * (12 * C + 13))
-
-
 def check_weights(config, state, source):
     """End the program if a state dict holds what no model holds, or if a GPT of this config would be far larger."""
     import torch
@@ -847,37 +842,6 @@ def check_kernels(arch_list, major, minor):
     if not any((kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for kind, x, y in archs):
         raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA "
                         f"12.6")
-
-
-# ----------------------------------------------------------------------------------------------------
-# 7 for train_gpt2.py: how much of a GPU's peak is used
-
-PEAKS = {  # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice as large)
-    "V100-SXM2": 125, "T4": 65, "A10": 125, "A100": 312, "L4": 121, "L40S": 362, "RTX 3090": 71, "RTX 4090": 165,
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "B200": 2250,
-}
-
-
-def flops_per_token(config, T):
-    """
-    Forward and backward of one token (Chowdhery et al. 2022, appendix B): 6 for each weight but wpe's, which is not
-    multiplied with, and attention to T tokens, the causal half not taken off. 8.55e8 for 124M at T = 1024.
-    """
-    n = count_parameters(config) - config.block_size * config.n_embd
-    return 6 * n + 12 * config.n_layer * config.n_embd * T
-
-
-def mfu(card, model, T, tokens_per_second):
-    """
-    What share of the card's peak the model's own arithmetic is -> " | mfu 41.2%"; "" for a card that is not in PEAKS.
-    card: as torch.cuda.get_device_name calls it, "NVIDIA H100 80GB HBM3".
-    """
-    # a Ti, a laptop's chip or a slice of a card has the name of the card, and another peak
-    names = [name for name in PEAKS if re.search(rf"\b{name}\b(?!.*\b(Ti|D|SUPER|Laptop|Max-Q|MIG)\b)", card)]
-    if not names:
-        return ""
-    peak = PEAKS[max(names, key=len)] * 1e12
-    return f" | mfu {100 * flops_per_token(model.config, T) * tokens_per_second / peak:.1f}%"
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -25,17 +25,18 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import replace
 from itertools import islice
 
 import torch
 
 import train_gpt2
-from fineweb import count_parameters, flops_per_token, load_weights, read_reference
+from fineweb import load_weights, read_reference
 from support.console import UserError, run_program
 from support.files import atomic_write
-from support.settings import SHAPE, check_settings
+from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
+from support.arithmetic import flops_per_token
+from support.arithmetic import CARDS, largest
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -59,7 +60,6 @@ def load(name, device="cpu"):
     return model.eval().to(device), tokenizer, start
 
 
-CARDS = (8, 16, 24, 40, 80)  # GB of the cards that memory is computed for
 SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")  # what one can change while talking
 
 
@@ -364,54 +364,6 @@ def info(args):
             print(f"{key}: " + " ".join(f"{name}={value}" for name, value in start[key].items()))
 
 
-def memory(gpt_config, config, n):
-    """
-    What training needs on each of n GPUs, in 16 bits -> {what: (bytes, the arithmetic as text)}. The activations are
-    those that autograd keeps (counted with saved_tensors_hooks, see the tests); what the kernels borrow for a moment,
-    CUDA itself and fragmentation are an allowance.
-    """
-    V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
-    N, tokens, block, GB = count_parameters(gpt_config), config.B * config.T, 12 * C * C + 13 * C, 1e9
-    shares = 1 if config.shard == "no" else min(n, 8) if config.shard == "node" else n
-    if config.offload:
-        needs = {"state": (0, "weights, gradients and moments are in the CPU's memory")}
-    else:  # float32: a weight, its gradient, two moments
-        needs = {"state": (16 * N / shares, f"16 bytes * {N / 1e6:.0f}M" + f" / {shares}" * (shares > 1))}
-    needs["16-bit weights"] = (2 * N, f"2 bytes * {N / 1e6:.0f}M")  # autocast's copies, kept for backward
-    if config.shard != "no":  # embeddings and two blocks, with their gradients, are whole for a moment
-        whole = 8 * (C * (V + gpt_config.block_size) + 2 * block)
-        needs["gathered"] = (whole, "8 bytes * (embeddings + 2 blocks)")
-    # a block keeps 36 C bytes a token: its input, that of its MLP (4 each), both after the norms (2 each), q, k, v (6),
-    # what attention says (2), the MLP's 4 C before and after GELU (8 each). Its input alone (4), if it is done again
-    again = config.activation_checkpointing
-    text = f"(4 * {L} + 36 + 6)" if again else f"(36 * {L} + 6)"
-    size = tokens * C * ((4 * L + 36 if again else 36 * L) + 6)
-    needs["activations"] = (size, f"{tokens:,} tokens * {text} * {C} bytes")
-    # log-softmax in float32 of all tokens, and gradients for a piece of them at a time
-    rows = max(1024, tokens // 8)
-    needs["logits"] = ((tokens * 4 + rows * 10) * V, f"({tokens:,} * 4 + {rows:,} * 10) * {V:,}")
-    total = sum(size for size, _ in needs.values())
-    needs["allowance"] = (GB + 0.1 * total, "1 GB + 10%")
-    return needs
-
-
-def memory_text(gpt_config, config):
-    """
-    What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them -> text, each number with its arithmetic.
-    Nothing is built.
-    """
-    check_settings(gpt_config, config)
-    lines = [f"B {config.B}, T {config.T}, --shard={config.shard}" + ", --offload" * config.offload
-             + ", --activation_checkpointing" * config.activation_checkpointing]
-    for n in (1, 2, 4, 8):
-        needs = memory(gpt_config, config, n)
-        total = sum(size for size, _ in needs.values())
-        fits = [f"{card} GB" for card in CARDS if total <= card * 1e9]
-        parts = "; ".join(f"{what} {size / 1e9:.2f} ({how})" for what, (size, how) in needs.items())
-        lines.append(f"{n} GPU(s): {total / 1e9:.1f} GB each, fits {', '.join(fits) or 'none of ours'} = {parts}")
-    return "\n".join(lines) + "\ncomputed, not measured; the optimizer in float32, matmuls in 16 bits"
-
-
 def estimate(args):
     """What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it takes; computed."""
     lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |", "|---" * (2 + len(CARDS)) + "|"]
@@ -423,23 +375,6 @@ def estimate(args):
             lines.append(f"| {preset} | {n} | " + " | ".join(cells) + " |")
     lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not measured.")
     print("\n".join(lines))
-
-
-def largest(gpt_config, config, n, card):
-    """The largest B, a power of two, with as few flags as it takes to reach 4, or else as many as help -> text"""
-    best = (0, "")
-    for flags in ("", "a", "s", "sa", "so", "sao"):
-        if n == 1 and flags in ("s", "sa"):
-            continue  # alone there is nobody to share with
-        for B in (64, 32, 16, 8, 4, 2, 1):
-            trial = replace(config, B=B, shard="all" if "s" in flags else "no", offload="o" in flags,
-                            activation_checkpointing="a" in flags)
-            if sum(size for size, _ in memory(gpt_config, trial, n).values()) <= card * 1e9:
-                best = max(best, (B, flags), key=lambda b: b[0])
-                break
-        if best[0] >= 4:
-            break
-    return f"{best[0]} {best[1]}".strip() if best[0] else "-"
 
 
 # ----------------------------------------------------------------------------------------------------

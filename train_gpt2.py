@@ -44,6 +44,7 @@ from support.console import UserError, print0, progress, run_program
 from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
 from support.tokenizer import saved_spec, tokenize_file
 from support.shards import list_shards, load_meta, open_shard
+from support.arithmetic import memory_text, mfu
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -561,7 +562,6 @@ def get_lr(step, config):
 
 def main(gpt_config, config, typed):
     if config.estimate:
-        from play import memory_text
         return print(memory_text(gpt_config, config))
     # --- which run? The settings, the weights to start from, the data ----------------------------------
     checkpoint = fineweb.find_checkpoint(config, load_checkpoint)
@@ -671,7 +671,7 @@ def main(gpt_config, config, typed):
         loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}"
-               + fineweb.mfu(card, raw_model, config.T, config.total_batch_size / dt / num_processes))
+               + mfu(card, gpt_config, config.T, config.total_batch_size / dt / num_processes))
         write_log(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
         fineweb.check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
 

@@ -7,4 +7,5 @@ support does it.
     settings.py      flags -> checked dataclasses; what was given, what a checkpoint says, who wins
     tokenizer.py     text <-> ids: gpt2, char, bpe, tokenizer.json; and as Hugging Face's files
     shards.py        a directory of shards: headers, meta.json, the tokenizer that goes with it
+    arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
 """

@@ -21,6 +21,7 @@ import train_gpt2
 from train_gpt2 import GPT, GPTConfig, load_model
 from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
                                save_tokenizer)
+from support.arithmetic import memory
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -459,7 +460,7 @@ def test_the_activations_are_counted_right():
     x = torch.zeros(4, 256, dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
         loss = model(x, x, ())[1]
-    needs = play.memory(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1)
+    needs = memory(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1)
     expected = needs["activations"][0] + 4 * 256 * 512 * 4 + needs["16-bit weights"][0]
     assert loss.isfinite() and sum(kept.values()) == pytest.approx(expected, rel=0.02)
 

@@ -66,8 +66,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import keep_freed_memory, mfu
+from fineweb import keep_freed_memory
 from support.tokenizer import gpt2_tokenizer, tokenize_file
+from support.arithmetic import mfu
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -246,8 +247,8 @@ def bench_step(args):
                                   *(f"{statistics.median(seconds):.3f} s" for seconds in (alone, compiled)),
                                   spread([a / b for a, b in zip(alone, compiled, strict=True)]), "0.55"))
             if DEVICE.type == "cuda":
-                model, card = train_gpt2.GPT(train_gpt2.GPTConfig()), torch.cuda.get_device_name()
-                shares = (mfu(card, model, T, B * T / statistics.median(times[name])) for name in ("ours", other))
+                config, card = train_gpt2.GPTConfig(), torch.cuda.get_device_name()
+                shares = (mfu(card, config, T, B * T / statistics.median(times[name])) for name in ("ours", other))
                 lines.append(line(f"MFU of the compiled step, against {other}", *(s[7:] or "n/a" for s in shares)))
     return lines
 
