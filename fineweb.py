@@ -43,17 +43,17 @@ import urllib.error
 import urllib.request
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, is_first_process, print0, run_program
-from support.files import atomic_write, check_zip, lock_directory
+from support.files import atomic_write, lock_directory
 from support.settings import check_limits, knob, parse_flags
 from support.tokenizer import ASSETS, make_tokenizer
 from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, shard_problem, write_meta
-from support.arithmetic import count_parameters
+from support import checkpoints
 
 # ----------------------------------------------------------------------------------------------------
 def keep_freed_memory():
@@ -611,122 +611,6 @@ def write_log(path, lock, pending, events, step, **streams):
         print(f"warning: {path} cannot be written ({e.strerror}): {len(pending)} lines wait", flush=True)
 
 
-def list_checkpoints(log_dir):
-    """The paths of the checkpoints in a log directory, the oldest first."""
-    return sorted(glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt")), key=lambda path: (len(path), path))
-
-
-def find_checkpoint(config, load_checkpoint):
-    """
-    The checkpoint that --resume asks for, as load_checkpoint(path) gives it, or None. `auto` is the newest good one in
-    log_dir, and a new run where there is none yet; where all are damaged it ends the program, so that you decide.
-    """
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        config.resume = "auto"  # torchrun has started us again after a crash
-    paths = list_checkpoints(config.log_dir)[::-1] if config.resume == "auto" else [p for p in [config.resume] if p]
-    for path in paths:
-        try:
-            checkpoint = load_checkpoint(path)
-        except UserError as e:
-            if path == paths[-1]:
-                raise
-            if is_first_process():  # damaged: the one before will do
-                print(f"warning: {e}", file=sys.stderr, flush=True)
-            continue
-        counts = [checkpoint.get(key) for key in ("step", "position")]
-        if "optimizer" not in checkpoint or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
-            raise UserError(f"{path} has no optimizer, step and position: start from its weights with "
-                            f"--init_from={path}")
-        print0(f"resuming from {path}: {counts[0]} steps are done")
-        return {**checkpoint, "path": path}
-
-
-def read_checkpoint(path, GPTConfig):
-    """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
-    import torch
-    try:
-        check_zip(path)  # torch.load itself would take a flipped bit for a weight
-        # weights_only: data, never the code that a pickle can carry. The original saved its config as an object of its
-        # class __main__.GPTConfig: this one name is let through, and means ours
-        with torch.serialization.safe_globals([(GPTConfig, "__main__.GPTConfig")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        config = checkpoint["config"]
-        config = GPTConfig(**(vars(config) if isinstance(config, GPTConfig) else config))
-        check_weights(config, checkpoint["model"], path)
-        if not all(isinstance(checkpoint.get(key, {}), dict) for key in ("train_config", "tokenizer", "scaler")):
-            raise ValueError("it holds something else than settings")
-        if not isinstance(checkpoint.get("tokenizer", {"name": ""}).get("name"), str):
-            raise ValueError("its tokenizer has no name")
-        return {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}, **checkpoint,
-                "config": asdict(config)}
-    except UserError:
-        raise
-    except Exception as e:  # no file, truncated, other code inside: each library has an exception of its own
-        raise UserError(f"{path} is not a usable checkpoint: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
-
-
-def check_weights(config, state, source):
-    """End the program if a state dict holds what no model holds, or if a GPT of this config would be far larger."""
-    import torch
-    check_limits(config)
-    for name, w in state.items():
-        if type(w) is not torch.Tensor or w.layout != torch.strided or w.device.type != "cpu" or not w.is_contiguous():
-            raise UserError(f"{source} is not a usable model: {name} is no plain tensor")
-        if not torch.isfinite(w).all():
-            raise UserError(f"{source} is not a usable model: {name} has numbers that are nan or infinite")
-    need = count_parameters(config)
-    if need > 2 * sum(w.numel() for w in state.values()) + 10**7:  # what is missing in a small one, load_weights names
-        raise UserError(f"{source} is not a usable model: its config asks for {need} parameters, and they are not "
-                        f"there")
-
-
-def load_weights(model, state, source):
-    """Copy a state dict into model; one line and exit code 2 if its names or shapes are not the model's."""
-    # code that saved a compiled or wrapped module left these prefixes in front of the names
-    state = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in state.items()}
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, AttributeError) as e:
-        raise UserError(f"the weights in {source} do not fit the model: {' '.join(str(e).split())[:300]}")
-
-
-def write_checkpoint(path, state, keep_last, t0, dt):
-    """
-    torch.save, and delete all but the keep_last newest checkpoints beside it -> success. A full disk is reported and
-    costs no more than this checkpoint. t0: when saving began, dt: seconds of a step, for the line that is printed.
-    """
-    import torch
-    try:
-        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
-            torch.save(state, f)
-        for old in list_checkpoints(os.path.dirname(path))[:-keep_last]:
-            os.remove(old)
-    except (OSError, RuntimeError) as e:  # torch turns some of the one into the other
-        print(f"warning: {path} could not be saved ({' '.join(str(e).split())[:100]}): training goes on", flush=True)
-        return False
-    took = time.time() - t0
-    print(f"saved {path} in {took:.1f}s (with a step, what a stop on SIGTERM takes: {took + dt:.1f}s)", flush=True)
-    return True
-
-
-def restore(checkpoint, raw_model, optimizer, scaler, loader):
-    """Give everything but the weights its state back -> the number of steps done, the last validation loss, if any."""
-    if not checkpoint:
-        return 0, None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-    try:
-        if missing := {name for name, _ in raw_model.named_parameters()} - checkpoint["optimizer"]["state"].keys():
-            raise ValueError(f"{len(missing)} parameters have no moments")
-        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"],
-                                 options=StateDictOptions(full_state_dict=True))
-        if checkpoint["scaler"]:  # empty, if the run had no float16 so far
-            scaler.load_state_dict(checkpoint["scaler"])
-    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
-        raise UserError(f"the optimizer's state does not fit: {type(e).__name__}: {' '.join(str(e).split())[:150]}")
-    loader.position = checkpoint["position"]
-    return checkpoint["step"], checkpoint.get("val_loss")
-
-
 def explain(e, config):
     """End the program with a line over what is no fault of it; raise any other error again."""
     from torch.distributed import DistError
@@ -750,7 +634,7 @@ def check_numbers(step, loss, norm, recent, scaler, loader, config):
         shard, offset = loader.locate(loader.position - config.total_batch_size)
         raise UserError(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from "
                         f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last good checkpoint: "
-                        f"{(list_checkpoints(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller "
+                        f"{(checkpoints.list_all(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller "
                         f"--max_lr")
     if len(recent) == 100 and norm > 4 * max(recent):
         print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before")
@@ -842,60 +726,6 @@ def check_kernels(arch_list, major, minor):
     if not any((kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for kind, x, y in archs):
         raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA "
                         f"12.6")
-
-
-# ----------------------------------------------------------------------------------------------------
-# 8 for train_gpt2.py: GPT-2 in Hugging Face's files, config.json and model.safetensors
-
-# where other values make another model than ours, the config must have these (or not mention them)
-HF_CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None,
-             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True}
-HF_SHAPE = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")  # in the order of our GPTConfig
-
-
-def read_hugging_face(name):
-    """
-    A directory, or gpt2 ... gpt2-xl from the hub -> the numbers of HF_SHAPE, and the weights by name. Whatever is not a
-    GPT-2: one line, exit code 2. Never opens pytorch_model.bin: a pickle can run anything.
-    """
-    from huggingface_hub import snapshot_download
-    from safetensors.torch import load_file
-    try:
-        files = ["config.json", "model.safetensors"]
-        path = name if os.path.isdir(name) else snapshot_download(f"openai-community/{name}", allow_patterns=files)
-        for file in files:
-            if not os.path.isfile(os.path.join(path, file)):
-                raise UserError(f"cannot load {name}: it has no {file} (a pytorch_model.bin is converted by python -c "
-                                f"\"from transformers import GPT2LMHeadModel as M; "
-                                f"M.from_pretrained('{name}').save_pretrained("
-                                f"'{name}')\")")
-        with open(os.path.join(path, files[0]), encoding="utf-8") as f:
-            config = json.load(f)
-        shape = [config[key] for key in HF_SHAPE]
-        for key, ours in HF_CONFIG.items():
-            if config.get(key, ours) != ours:
-                raise ValueError(f"{key} is {config[key]!r} there and {ours!r} here")
-        if not all(type(n) is int and n > 0 for n in shape) or shape[4] % shape[3]:
-            raise ValueError(f"{', '.join(HF_SHAPE)} cannot be {', '.join(map(str, shape))}")
-        return shape, load_file(os.path.join(path, files[1]))
-    except UserError:
-        raise
-    except Exception as e:  # no network, no such model, not a GPT-2: each library has an exception of its own
-        hub = "" if os.path.isdir(name) else ": set HF_ENDPOINT to a mirror, or give a directory"
-        raise UserError(f"cannot load {name}: {type(e).__name__}: {' '.join(str(e).split())[:150]}{hub}")
-
-
-def write_hugging_face(folder, shape, eot, weights):
-    """The inverse, with a generation_config.json: transformers loads the folder. Raises OSError."""
-    from safetensors.torch import save
-    tokens = {"bos_token_id": eot, "eos_token_id": eot}
-    config = {"architectures": ["GPT2LMHeadModel"], **dict(zip(HF_SHAPE, shape, strict=True)), **HF_CONFIG, **tokens}
-    weights = {name: w.detach().contiguous() for name, w in weights.items()}
-    os.makedirs(folder, exist_ok=True)
-    for file, data in (("model.safetensors", save(weights, {"format": "pt"})), ("config.json", json.dumps(config)),
-                       ("generation_config.json", json.dumps({**tokens, "transformers_version": "4.50.0"}))):
-        with atomic_write(os.path.join(folder, file)) as f:
-            f.write(data if isinstance(data, bytes) else data.encode())
 
 
 if __name__ == "__main__":

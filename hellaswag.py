@@ -27,11 +27,11 @@ import urllib.request
 import torch
 from torch.nn import functional as F
 
-from fineweb import load_weights
 from support.console import UserError, is_first_on_node, print0, progress, run_program
 from support.files import atomic_write
 from support.settings import refuse_flags
 from support.tokenizer import gpt2_tokenizer
+from support.checkpoints import load_weights
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}

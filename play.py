@@ -30,13 +30,14 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import load_weights, read_reference
+from fineweb import read_reference
 from support.console import UserError, run_program
 from support.files import atomic_write
 from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
 from support.arithmetic import flops_per_token
 from support.arithmetic import CARDS, largest
+from support.checkpoints import load_weights
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -40,11 +40,15 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
-from support.console import UserError, print0, progress, run_program
+from support.console import UserError, is_first_process, one_line, print0, progress, run_program
+from support.files import atomic_write
 from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
 from support.tokenizer import saved_spec, tokenize_file
 from support.shards import list_shards, load_meta, open_shard
 from support.arithmetic import memory_text, mfu
+from support import checkpoints
+from support.checkpoints import load_weights
+from support import hugging_face
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -217,20 +221,28 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, name):
         """OpenAI's weights (gpt2 ... gpt2-xl, from the Hugging Face hub), or a directory in their format -> GPT"""
-        shape, weights = fineweb.read_hugging_face(name)
-        fineweb.check_weights(GPTConfig(*shape), weights, name)
-        model = cls(GPTConfig(*shape))
-        state = {re.sub(r"^(?!transformer\.|lm_head\.)", "transformer.", key): w for key, w in conv1d(weights).items()
-                 if not key.endswith((".attn.bias", ".attn.masked_bias"))}  # the causal mask, a constant
-        state["lm_head.weight"] = state.get("transformer.wte.weight", torch.empty(0))  # tied, stored once
-        fineweb.load_weights(model, state, name)
+        shape, theirs = hugging_face.read(name)
+        weights = {}
+        for key, w in theirs.items():
+            if key.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # the causal mask, a constant
+            if not key.startswith(("transformer.", "lm_head.")):
+                key = "transformer." + key  # some files leave it out
+            weights[key] = w.t() if key.endswith(CONV1D) else w
+        if "transformer.wte.weight" in weights:
+            weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied, stored once
+        model = cls(GPTConfig(**shape))
+        load_weights(model, weights, name)
         return model
 
     def save_pretrained(self, folder, n_vocab=None, eot=50256):
         """The inverse, for transformers too, without the padding: n_vocab rows, as many as the tokenizer has tokens."""
-        state, c = conv1d(self.state_dict()), self.config
-        wte = state["transformer.wte.weight"] = state.pop("lm_head.weight")[:n_vocab]  # one tensor: it is stored once
-        fineweb.write_hugging_face(folder, (c.block_size, len(wte), c.n_layer, c.n_head, c.n_embd), eot, state)
+        weights = {key: w.t() if key.endswith(CONV1D) else w for key, w in self.state_dict().items()}
+        head = weights.pop("lm_head.weight")  # tied, stored once
+        weights["transformer.wte.weight"] = head[:n_vocab]
+        shape = {**asdict(self.config), "vocab_size": len(head[:n_vocab])}
+        del shape["dropout"]
+        hugging_face.write(folder, shape, eot, weights)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas=(0.9, 0.95)):
         """AdamW (Loshchilov and Hutter 2019), with weight decay on matrices and embeddings only."""
@@ -240,9 +252,8 @@ class GPT(nn.Module):
         # fused: one kernel for all tensors instead of several for each
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=1e-8, fused=True)
 
-def conv1d(state):
-    """OpenAI's linear layers, called Conv1D, store (in, out), nn.Linear (out, in): a state dict in the other's form."""
-    return {k: w.t() if k.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else w for k, w in state.items()}
+# OpenAI's linear layers, called Conv1D, store (in, out), nn.Linear (out, in): these are transposed on the way
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 # ----------------------------------------------------------------------------------------------------
 # 2 the settings
@@ -535,18 +546,29 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
     # sharded weights are gathered one by one, by all processes, into the first one's CPU memory; others are not copied
     options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
     state["model"], state["optimizer"] = get_state_dict(raw_model, optimizer, options=options)
-    return int(os.environ.get("RANK", 0)) > 0 or fineweb.write_checkpoint(path, state, keep_last, t0, dt)
+    if not is_first_process():
+        return True
+    try:
+        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
+            torch.save(state, f)
+        checkpoints.remove_old(os.path.dirname(path), keep_last)
+    except (OSError, RuntimeError) as e:  # torch turns some of the one into the other
+        print(f"warning: {path} could not be saved ({one_line(e)}): training goes on", flush=True)
+        return False
+    took = time.time() - t0
+    print(f"saved {path} in {took:.1f}s (with a step, what a stop on SIGTERM takes: {took + dt:.1f}s)", flush=True)
+    return True
 
 def load_checkpoint(path):
     """A checkpoint of ours or of the original build-nanogpt -> dict. Anything else: one line, exit code 2."""
-    return fineweb.read_checkpoint(path, GPTConfig)
+    return checkpoints.read(path)
 
 def load_model(name):
     """A checkpoint, a Hugging Face directory, gpt2 ... gpt2-xl -> dict of model (weights), config, tokenizer"""
     if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
         return load_checkpoint(name)
     model = GPT.from_pretrained(name)
-    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": saved_spec(name)}
+    return {"model": model.state_dict(), "config": asdict(model.config), "tokenizer": saved_spec(name), "path": name}
 
 # ----------------------------------------------------------------------------------------------------
 # 7 training
@@ -564,8 +586,10 @@ def main(gpt_config, config, typed):
     if config.estimate:
         return print(memory_text(gpt_config, config))
     # --- which run? The settings, the weights to start from, the data ----------------------------------
-    checkpoint = fineweb.find_checkpoint(config, load_checkpoint)
-    start = checkpoint or (load_model(config.init_from) if config.init_from else None)
+    checkpoint = checkpoints.find(config)
+    start = checkpoint
+    if config.init_from and not checkpoint:
+        start = load_model(config.init_from)
     if start:
         gpt_config, config, typed = merge_settings(start, gpt_config, config, typed, PRESETS)
     tokenizer, train_shards, val_shards = load_data(config)
@@ -600,12 +624,16 @@ def main(gpt_config, config, typed):
     torch.manual_seed(config.seed)  # the same weights in every process
     raw_model = GPT(gpt_config)
     if start:
-        fineweb.load_weights(raw_model, start["model"], config.resume or config.init_from)
+        load_weights(raw_model, start["model"], start["path"])
     model = wrap_model(raw_model, config, device, autocast)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
     # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    start_step, val_loss = fineweb.restore(checkpoint, raw_model, optimizer, scaler, train_loader)
+    start_step, val_loss = 0, None
+    if checkpoint:
+        checkpoints.restore(checkpoint, raw_model, optimizer, scaler)
+        train_loader.position = checkpoint["position"]
+        start_step, val_loss = checkpoint["step"], checkpoint.get("val_loss")
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     # one process writes, and none if --max_steps=0 only asks for an evaluation

@@ -8,4 +8,6 @@ support does it.
     tokenizer.py     text <-> ids: gpt2, char, bpe, tokenizer.json; and as Hugging Face's files
     shards.py        a directory of shards: headers, meta.json, the tokenizer that goes with it
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
+    checkpoints.py   find, verify, restore, rotate
+    hugging_face.py  config.json and model.safetensors, in and out
 """

@@ -495,9 +495,9 @@ def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
         path.write_bytes(path.read_bytes()[:-500])
         if step == 10:
             assert train("log", "--resume=auto", "--save_every=5", "--keep_last=9")["train"] == whole["train"]
-            said = capsys.readouterr()
-            assert "model_00010.pt is not a usable checkpoint" in said.err
-            assert "model_00005.pt: 5 steps are done" in said.out
+            said = capsys.readouterr().out
+            assert "model_00010.pt is not a usable checkpoint" in said
+            assert "model_00005.pt: 5 steps are done" in said
             path.write_bytes(path.read_bytes()[:-500])
     refusal(train, "log", "--resume=auto")
     assert not list((tmp_path / "log").glob("old_*"))

@@ -143,7 +143,7 @@ def replace(path, old, new):
 
 @pytest.mark.parametrize("damage, said", [
     (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
-    (lambda d: (d / "config.json").write_text('{"model_type": "llama"}'), "n_positions"),
+    (lambda d: (d / "config.json").write_text('{"model_type": "llama"}'), "model_type"),
     (lambda d: replace(d / "config.json", '"n_layer": 1', '"n_layer": 2'), "h.1."),
     (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "cannot load"),
 ], ids=["no weights", "another model", "another depth", "not safetensors"])

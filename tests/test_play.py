@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import play
 import train_gpt2
 from train_gpt2 import GPT, GPTConfig, load_model
+from support.settings import SHAPE
 from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
                                save_tokenizer)
-from support.arithmetic import memory
+from support.arithmetic import count_parameters, flops_per_token, memory
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -289,8 +290,9 @@ def test_wrong_input(argv, said, checkpoint, refused):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "must be of type int"),
-    (dict(config={"colour": 1}), "unexpected keyword argument 'colour'"), (dict(model={}), "Missing key(s)"),
+    (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
+    (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
+    (dict(model={}), "Missing key(s)"),
     (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
     (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
 ], ids=str)
@@ -431,8 +433,8 @@ def test_info(checkpoint, capsys):
     """Parameters by part, steps, losses, settings; 8.55e8 FLOPs a token for the 124M model at 1,024 tokens."""
     with torch.device("meta"):
         model = GPT(GPTConfig(vocab_size=50257))
-    assert play.flops_per_token(model.config, 1024) == pytest.approx(8.55e8, rel=1e-3)
-    assert sum(play.parameters_by_part(model).values()) == play.count_parameters(model.config) == 124_439_808
+    assert flops_per_token(model.config, 1024) == pytest.approx(8.55e8, rel=1e-3)
+    assert sum(play.parameters_by_part(model).values()) == count_parameters(model.config) == 124_439_808
     capsys.readouterr()
     play.main(["info", checkpoint])
     out = capsys.readouterr().out

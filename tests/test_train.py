@@ -103,9 +103,9 @@ def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
     (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
     capsys.readouterr()
     train_gpt2.run([f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"])
-    out = capsys.readouterr()
-    assert "model_00010.pt is not a usable checkpoint" in out.err and "model_00005.pt: 5 steps are done" in out.out
-    assert "max_lr 0.01 -> 0.005" in out.out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
+    out = capsys.readouterr().out
+    assert "model_00010.pt is not a usable checkpoint" in out and "model_00005.pt: 5 steps are done" in out
+    assert "max_lr 0.01 -> 0.005" in out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
 
 
 def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):

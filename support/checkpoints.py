@@ -1,0 +1,146 @@
+"""
+Checkpoints: find, verify, restore, rotate. Come here when a checkpoint is refused, or when another
+one was taken than you expect. What must be in one is said in train_gpt2.py, where it is written.
+"""
+import glob
+import os
+import re
+from types import SimpleNamespace
+
+import torch
+
+from support.arithmetic import count_parameters
+from support.console import UserError, one_line, print0
+from support.files import check_zip
+from support.settings import SHAPE
+
+
+def list_all(log_dir):
+    """The paths of the checkpoints in a log directory, the oldest first."""
+    paths = glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt"))
+    return sorted(paths, key=lambda path: (len(path), path))
+
+
+def find(config):
+    """
+    The checkpoint that --resume asks for, as read() gives it, or None. `auto` is the
+    newest good one in log_dir, and None where there is none yet; where all are damaged there is an
+    error, so that you decide.
+    """
+    resume = config.resume
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        resume = "auto"  # torchrun has started us again after a crash
+    if not resume:
+        return None
+    paths = list_all(config.log_dir)[::-1] if resume == "auto" else [resume]
+    for path in paths:
+        try:
+            checkpoint = read(path)
+        except UserError as e:
+            if path == paths[-1]:
+                raise
+            print0(f"warning: {e}; trying the one before")
+            continue
+        counts = [checkpoint["step"], checkpoint["position"]]
+        whole = all(type(n) is int and 0 <= n < 2**62 for n in counts)
+        if "optimizer" not in checkpoint or not whole:
+            raise UserError(f"{path} has no optimizer, step and position: start from its weights "
+                            "with "
+                            f"--init_from={path}")
+        print0(f"resuming from {path}: {checkpoint['step']} steps are done")
+        return checkpoint
+    return None
+
+
+def read(path):
+    """
+    A checkpoint of ours or of the original build-nanogpt -> dict, its config a plain dict. Whatever
+    is not in it has a default: GPT-2's tokenizer, step 0, position 0. Anything else than a
+    checkpoint: one line.
+    """
+    try:
+        check_zip(path)  # torch.load itself would take a flipped bit for a weight
+        # weights_only: data, never the code that a pickle can carry. The original saved its config
+        # as an object of its class __main__.GPTConfig: this one name is let through, and becomes an
+        # object that only holds its values
+        with torch.serialization.safe_globals([(SimpleNamespace, "__main__.GPTConfig")]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        config = checkpoint["config"]
+        config = dict(vars(config)) if isinstance(config, SimpleNamespace) else dict(config)
+        weights = checkpoint["model"]
+        for key in ("train_config", "tokenizer", "scaler"):
+            if not isinstance(checkpoint.get(key, {}), dict):
+                raise ValueError(f"its {key} is no dict")
+        if not isinstance(checkpoint.get("tokenizer", {"name": ""}).get("name"), str):
+            raise ValueError("its tokenizer has no name")
+        if not isinstance(weights, dict):
+            raise ValueError("its model is no dict of weights")
+    except Exception as e:
+        # no file, truncated, other code inside: each library has an exception of its own
+        raise UserError(f"{path} is not a usable checkpoint: {one_line(e)}")
+    check_model(config, weights, path)
+    defaults = {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}}
+    config = {"dropout": 0.0, **config}
+    return {**defaults, **checkpoint, "config": config, "path": path}
+
+
+def check_model(config, weights, source):
+    """
+    UserError if a config (dict) is not that of a GPT, if the weights are none, or if a GPT of this
+    config would be far larger than they are: nobody else chooses how much memory we take.
+    """
+    broken = f"{source} is not a usable model: "
+    for name in SHAPE:
+        if type(config.get(name)) is not int or not 1 <= config[name] < 2**48:
+            raise UserError(f"{broken}its {name} is {str(config.get(name))[:50]!r}")
+    if unknown := config.keys() - {*SHAPE, "dropout"}:
+        raise UserError(f"{broken}its config has "
+                        f"{', '.join(map(str, sorted(unknown, key=str)))[:99]}")
+    dropout = config.get("dropout", 0.0)
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        raise UserError(f"{broken}its dropout is {str(dropout)[:50]!r}")
+    if config["n_embd"] % config["n_head"] != 0:
+        raise UserError(f"{broken}its n_embd {config['n_embd']} is not divisible by its n_head "
+                        f"{config['n_head']}")
+    for name, w in weights.items():
+        plain = type(w) is torch.Tensor and w.layout == torch.strided and w.device.type == "cpu"
+        if not plain or not w.is_contiguous():
+            raise UserError(f"{broken}{name} is no plain tensor")
+        if not torch.isfinite(w).all():
+            raise UserError(f"{broken}{name} has numbers that are nan or infinite")
+    need = count_parameters(SimpleNamespace(**config))
+    # what is missing in a small one, load_weights names
+    if need > 2 * sum(w.numel() for w in weights.values()) + 10**7:
+        raise UserError(f"{broken}its config asks for {need} parameters, and they are not there")
+
+
+def load_weights(model, weights, source):
+    """Copy a state dict into model; one line if its names or shapes are not the model's."""
+    # code that saved a compiled or wrapped module left these prefixes in front of the names
+    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in weights.items()}
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as e:
+        raise UserError(f"the weights in {source} do not fit the model: "
+                        f"{' '.join(str(e).split())[:300]}")
+
+
+def restore(checkpoint, raw_model, optimizer, scaler):
+    """Give the optimizer and the scaler the state that they had when the checkpoint was written."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+    try:
+        have = checkpoint["optimizer"]["state"].keys()
+        if missing := {name for name, _ in raw_model.named_parameters()} - have:
+            raise ValueError(f"{len(missing)} parameters have no moments")
+        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"],
+                                 options=StateDictOptions(full_state_dict=True))
+        if checkpoint["scaler"]:  # empty, if the run had no float16 so far
+            scaler.load_state_dict(checkpoint["scaler"])
+    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
+        raise UserError(f"the optimizer's state does not fit: {one_line(e)}")
+
+
+def remove_old(log_dir, keep_last):
+    """Delete all but the keep_last newest checkpoints. Raises OSError."""
+    for path in list_all(log_dir)[:-keep_last]:
+        os.remove(path)

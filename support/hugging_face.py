@@ -1,0 +1,82 @@
+"""
+GPT-2 in Hugging Face's files, config.json and model.safetensors, in and out. Come here when a
+directory is refused, or when another program does not read ours. (The tokenizer's files are in
+tokenizer.py.)
+"""
+import json
+import os
+
+from support.checkpoints import check_model
+from support.console import UserError, one_line
+from support.files import atomic_write
+from support.settings import SHAPE
+
+# where other values make another model than ours, the config must have these (or not mention them)
+SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "n_inner": None, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "tie_word_embeddings": True}
+THEIR_NAMES = {"block_size": "n_positions"}  # the others are called as ours
+FILES = ("config.json", "model.safetensors")
+
+
+def find_folder(name):
+    """
+    A directory, or the hub's copy of gpt2 ... gpt2-xl, downloaded -> the path of a directory with
+    FILES
+    """
+    folder = name
+    if not os.path.isdir(name):
+        from huggingface_hub import snapshot_download
+        try:
+            folder = snapshot_download(f"openai-community/{name}", allow_patterns=FILES)
+        except Exception as e:
+            # no network, no such model, no space: its libraries have many ways to say it
+            raise UserError(f"cannot load {name}: {one_line(e)}: set HF_ENDPOINT to a mirror, or "
+                            "give a directory")
+    for file in FILES:
+        if not os.path.isfile(os.path.join(folder, file)):
+            # never opened: a pickle can run anything
+            raise UserError(f"cannot load {name}: it has no {file} (a pytorch_model.bin is "
+                            "converted by python -c "
+                            f"\"from transformers import GPT2LMHeadModel as M; "
+                            f"M.from_pretrained('{name}').save_pretrained('{name}')\")")
+    return folder
+
+
+def read(name):
+    """
+    A directory, or gpt2 ... gpt2-xl from the hub -> the shape (dict of SHAPE), and the weights by
+    the names in the file. Whatever is not a GPT-2 of ours: one line.
+    """
+    folder = find_folder(name)
+    from safetensors.torch import load_file
+    try:
+        with open(os.path.join(folder, FILES[0]), encoding="utf-8") as f:
+            config = json.load(f)
+        for key, ours in SAME.items():
+            if config.get(key, ours) != ours:
+                raise ValueError(f"{key} is {config[key]!r} there and {ours!r} here")
+        shape = {ours: config[THEIR_NAMES.get(ours, ours)] for ours in SHAPE}
+        weights = load_file(os.path.join(folder, FILES[1]))
+    except Exception as e:
+        # no JSON, no such entry, a damaged file: each library has an exception of its own
+        raise UserError(f"cannot load {name}: {one_line(e)}")
+    check_model(shape, weights, name)
+    return shape, weights
+
+
+def write(folder, shape, eot, weights):
+    """The inverse, with a generation_config.json: transformers loads the folder. Raises OSError."""
+    from safetensors.torch import save
+    tokens = {"bos_token_id": eot, "eos_token_id": eot}
+    theirs = {THEIR_NAMES.get(ours, ours): n for ours, n in shape.items()}
+    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, **tokens}
+    weights = {name: w.detach().contiguous() for name, w in weights.items()}
+    generation = {**tokens, "transformers_version": "4.50.0"}
+    files = {"model.safetensors": save(weights, {"format": "pt"}),
+             "config.json": json.dumps(config).encode(),
+             "generation_config.json": json.dumps(generation).encode()}
+    os.makedirs(folder, exist_ok=True)
+    for file, data in files.items():
+        with atomic_write(os.path.join(folder, file)) as f:
+            f.write(data)
