@@ -25,7 +25,6 @@ Contents
 import contextlib
 import csv
 import ctypes
-import errno
 import functools
 import glob
 import gzip
@@ -49,7 +48,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, is_first_process, print0, run_program
-from support.files import atomic_write, lock_directory
+from support.files import atomic_write
 from support.settings import check_limits, knob, parse_flags
 from support.tokenizer import ASSETS, make_tokenizer
 from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, shard_problem, write_meta
@@ -530,86 +529,6 @@ def main(argv):
 
 # ----------------------------------------------------------------------------------------------------
 # 6 for train_gpt2.py: a run's log, its checkpoints, what can happen to it
-
-def tensorboard_writer():
-    """The class SummaryWriter, or one line and exit code 2 where the package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs a package that is not here: pip install tensorboard, or leave the flag "
-                        "out", who="me")
-    return SummaryWriter
-
-
-def open_log(log_dir, settings, checkpoint):
-    """
-    Prepare log_dir -> write_log(step, stream=value, ...), which appends a line `step stream value` for each stream. A
-    run that goes on from a checkpoint in log_dir goes on in its log; any other one moves aside what it finds there. A
-    directory that another process is writing to is refused. log_dir None: nothing is written.
-    """
-    if log_dir is None:
-        return lambda step, **streams: None
-    path, events = os.path.join(log_dir, "log.txt"), None
-    goes_on = checkpoint and os.path.realpath(os.path.dirname(checkpoint["path"])) == os.path.realpath(log_dir)
-    writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None  # before anything is moved
-    try:
-        os.makedirs(log_dir, exist_ok=True)
-        lock = lock_directory(log_dir, "choose another place with --log_dir")
-        for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
-            os.remove(half)  # a killed process could not
-        if not goes_on:
-            move_aside(log_dir)
-        elif os.path.exists(path):
-            drop_lines(path, checkpoint["step"])
-        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
-            json.dump(settings, f, indent=2)
-        if writer:  # what will come again counts no more
-            events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
-    except OSError as e:
-        raise UserError(f"cannot write to {log_dir} ({e.strerror}): choose another place with --log_dir", who="me")
-    return functools.partial(write_log, path, lock, [], events)
-
-
-def move_aside(log_dir):
-    """The files of another run, if there are any, into a directory of their own."""
-    old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
-    if old:
-        aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
-        os.mkdir(aside)
-        for p in old:
-            os.replace(p, os.path.join(aside, os.path.basename(p)))
-        print(f"{log_dir} held another run: its files are in {aside} now")
-
-
-def drop_lines(path, step):
-    """Take the lines from a step on, which will come again, out of a log.txt."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as f:
-        # a line without a step is somebody's note: it stays; half a line of ours, at the end, goes
-        lines = [line for line in f if not (m := re.match(r"\d+(?=\s|$)", line))
-                 or int(m[0]) < step and line.endswith("\n")]
-    if lines and not lines[-1].endswith("\n"):
-        lines.append("\n")
-    with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
-        f.writelines(lines)
-
-
-def write_log(path, lock, pending, events, step, **streams):
-    """Append the lines of a step. What a full disk refuses waits in the list `pending`, and training goes on."""
-    pending += [f"{step} {stream} {value}\n" for stream, value in streams.items()]
-    try:
-        if events:  # the same for TensorBoard
-            for stream, value in streams.items():
-                events.add_scalar(stream, float(value), step)
-            events.flush()  # it would write every two minutes, and not at all when the process is killed
-        with open(path, "ab", buffering=0) as f:
-            end, data = f.tell(), "".join(pending).encode()
-            if f.write(data) < len(data):
-                f.truncate(end)  # no half lines
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        pending.clear()
-    except OSError as e:
-        print(f"warning: {path} cannot be written ({e.strerror}): {len(pending)} lines wait", flush=True)
-
 
 def explain(e, config):
     """End the program with a line over what is no fault of it; raise any other error again."""

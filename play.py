@@ -20,7 +20,6 @@ Contents
 """
 import argparse
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -38,6 +37,7 @@ from support.tokenizer import load_tokenizer, save_tokenizer
 from support.arithmetic import flops_per_token
 from support.arithmetic import CARDS, largest
 from support.checkpoints import load_weights
+from support.runlog import read_log
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -215,24 +215,6 @@ def change_setting(line, settings, context, generator):
 
 # ----------------------------------------------------------------------------------------------------
 # 3 a picture of a run
-
-def read_log(path):
-    """A log directory or its log.txt -> {stream: {step: value}}, the settings of the run (dict, empty if unknown)"""
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    file, log, settings = os.path.join(path, "log.txt") if os.path.isdir(path) else path, {}, {}
-    if not os.path.isfile(file):
-        raise UserError(f"there is no log {file}: give the directory of a run, its --log_dir")
-    with open(file, encoding="utf-8", errors="replace") as f:
-        # notes and half lines (a run that was killed) do not match; of a step that stands twice the later line counts
-        for m in filter(None, (re.fullmatch(r"(\d+) (\w+) ([-+.\deE]+)\n", line) for line in f)):
-            with contextlib.suppress(ValueError):
-                log.setdefault(m[2], {})[int(m[1])] = float(m[3])
-    if not log.keys() & {"train", "val", "hella"}:
-        raise UserError(f"{file} has no lines `step stream value` of the streams train, val or hella")
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
-        settings = json.load(f)
-    return log, settings
-
 
 # Okabe and Ito's colours, which people who see red and green alike can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

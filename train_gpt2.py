@@ -49,6 +49,7 @@ from support.arithmetic import memory_text, mfu
 from support import checkpoints
 from support.checkpoints import load_weights
 from support import hugging_face
+from support.runlog import RunLog, open_log
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -636,8 +637,9 @@ def main(gpt_config, config, typed):
         start_step, val_loss = checkpoint["step"], checkpoint.get("val_loss")
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
-    # one process writes, and none if --max_steps=0 only asks for an evaluation
-    write_log = fineweb.open_log(config.log_dir if rank == 0 and config.max_steps > 0 else None, settings, checkpoint)
+    log = RunLog()  # one process writes, and none if --max_steps=0 only asks for an evaluation
+    if rank == 0 and config.max_steps > 0:
+        log = open_log(config.log_dir, settings, checkpoint)
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start, dt, saved, stop, recent_norms = time.time(), 0.0, True, False, []
@@ -650,12 +652,12 @@ def main(gpt_config, config, typed):
                 left = fineweb.time_left(time.time() - t_start, step - start_step, config.max_steps - step)
                 print0(f"step {step:5d} | validation loss: {val_loss:.4f} | {left}"
                        + fineweb.compare_to_reference(step, val_loss, gpt_config, config))
-                write_log(step, val=f"{val_loss:.4f}")
+                log.write(step, val=f"{val_loss:.4f}")
                 if items:
                     t0 = time.time()
                     acc_norm = evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals)
                     print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
-                    write_log(step, hella=f"{acc_norm:.4f}")
+                    log.write(step, hella=f"{acc_norm:.4f}")
                 if step > 0 or last_step:
                     print_samples(raw_model, tokenizer, val_loader, rank, autocast)
             except KeyboardInterrupt:  # end_if_stopped
@@ -700,7 +702,7 @@ def main(gpt_config, config, typed):
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}"
                + mfu(card, gpt_config, config.T, config.total_batch_size / dt / num_processes))
-        write_log(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
+        log.write(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
         fineweb.check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
 
     if stop:

@@ -10,4 +10,5 @@ support does it.
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
     checkpoints.py   find, verify, restore, rotate
     hugging_face.py  config.json and model.safetensors, in and out
+    runlog.py        the record of a run: log.txt, settings.json, TensorBoard; writing it and reading it
 """

@@ -24,6 +24,7 @@ from support.console import UserError
 from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
 from support.shards import load_meta
+from support.runlog import open_log
 
 
 # --- kills and signals ----------------------------------------------------------------------------
@@ -243,8 +244,8 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = fineweb.open_log(log_dir, {"train_config": {"tensorboard": False}}, None)
-    first(0, train="1.0")
+    first = open_log(log_dir, {"train_config": {"tensorboard": False}}, None)
+    first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")
     assert (tmp_path / "log" / "log.txt").read_text() == "0 train 1.0\n"

@@ -23,6 +23,7 @@ from support.settings import SHAPE
 from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
                                save_tokenizer)
 from support.arithmetic import count_parameters, flops_per_token, memory
+from support.runlog import read_log
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -381,9 +382,9 @@ def test_a_log_is_read_whatever_happened_to_it(tmp_path):
     """Notes, a half line at the end, a step that stands twice (the later one counts), a NaN."""
     (tmp_path / "log.txt").write_text("# tried a new seed\n0 train 4.5\n0 val 4.6\n1 train 4.4\n0 train 4.55\n"
                                       "1 val nan\n2 trai")
-    log, run_settings = play.read_log(str(tmp_path))
+    log, run_settings = read_log(str(tmp_path))
     assert log == {"train": {0: 4.55, 1: 4.4}, "val": {0: 4.6}} and run_settings == {}
-    assert play.read_log(str(tmp_path / "log.txt"))[0] == log
+    assert read_log(str(tmp_path / "log.txt"))[0] == log
 
 
 def size(png):

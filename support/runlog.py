@@ -1,0 +1,154 @@
+"""
+The record of a run: log.txt with its lines `step stream value`, settings.json, and the same for
+TensorBoard. Come here when a line is missing or stands twice, or to read a log with a program.
+"""
+import contextlib
+import errno
+import glob
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+
+from filelock import FileLock
+
+from support.console import UserError
+from support.files import atomic_write, lock_directory
+
+
+@dataclass
+class RunLog:
+    """
+    An open log. One process writes, the others have a log without a path, which writes nothing.
+    """
+    path: str = ""
+    lock: FileLock | None = None  # held while this object lives: one run in a log directory
+    events: object = None  # TensorBoard's SummaryWriter, if asked for
+    waiting: list = field(default_factory=list)  # lines that a full disk has refused so far
+
+    def write(self, step, **streams):
+        """
+        Append a line `step stream value` for each stream. What a full disk refuses waits, and
+        training goes on.
+        """
+        if not self.path:
+            return
+        self.waiting += [f"{step} {stream} {value}\n" for stream, value in streams.items()]
+        try:
+            if self.events:
+                for stream, value in streams.items():
+                    self.events.add_scalar(stream, float(value), step)
+                # it would write every two minutes, and not at all when the process is killed
+                self.events.flush()
+            append(self.path, "".join(self.waiting).encode())
+            self.waiting.clear()
+        except OSError as e:
+            print(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
+                  "lines wait", flush=True)
+
+
+def append(path, data):
+    """Add bytes to the end of a file: all of them, or none and an OSError."""
+    with open(path, "ab", buffering=0) as f:
+        end = f.tell()
+        if f.write(data) < len(data):
+            f.truncate(end)  # no half lines
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def open_log(log_dir, settings, checkpoint):
+    """
+    Prepare log_dir -> RunLog. A run that goes on from a checkpoint (dict) in log_dir goes on in its
+    log; any other one moves aside what it finds there. A directory that another process is writing
+    to is refused.
+    """
+    path = os.path.join(log_dir, "log.txt")
+    goes_on = False
+    if checkpoint:
+        goes_on = os.path.realpath(os.path.dirname(checkpoint["path"])) == os.path.realpath(log_dir)
+    advice = "choose another place with --log_dir"
+    # before anything is moved
+    writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None
+    try:
+        os.makedirs(log_dir, exist_ok=True)
+        lock = lock_directory(log_dir, advice)
+        for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
+            os.remove(half)  # a killed process could not
+        if not goes_on:
+            move_aside(log_dir)
+        elif os.path.exists(path):
+            drop_lines(path, checkpoint["step"])
+        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
+            json.dump(settings, f, indent=2)
+        events = None
+        if writer:  # what will come again counts no more
+            events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
+    except OSError as e:
+        raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
+    return RunLog(path, lock, events)
+
+
+def tensorboard_writer():
+    """The class SummaryWriter, or one line where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package that is not here: pip install tensorboard, "
+                        "or leave the flag out",
+                        who="me")
+    return SummaryWriter
+
+
+def move_aside(log_dir):
+    """The files of another run, if there are any, into a directory of their own."""
+    old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
+    if old:
+        aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
+        os.mkdir(aside)
+        for p in old:
+            os.replace(p, os.path.join(aside, os.path.basename(p)))
+        print(f"{log_dir} held another run: its files are in {aside} now")
+
+
+def drop_lines(path, step):
+    """Take the lines from a step on, which will come again, out of a log.txt."""
+    kept = []
+    with open(path, encoding="utf-8", errors="surrogateescape") as f:
+        for line in f:
+            m = re.match(r"\d+(?=\s|$)", line)
+            # a line without a step is somebody's note: it stays; half a line of ours, at the end,
+            # goes
+            if m is None or int(m[0]) < step and line.endswith("\n"):
+                kept.append(line)
+    if kept and not kept[-1].endswith("\n"):
+        kept.append("\n")
+    with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
+        f.writelines(kept)
+
+
+def read_log(path):
+    """
+    A log directory or its log.txt -> {stream: {step: value}}, the settings of the run (dict, empty
+    if unknown)
+    """
+    is_folder = os.path.isdir(path)
+    folder = path if is_folder else os.path.dirname(path)
+    file = os.path.join(path, "log.txt") if is_folder else path
+    if not os.path.isfile(file):
+        raise UserError(f"there is no log {file}: give the directory of a run, its --log_dir")
+    log, settings = {}, {}
+    with open(file, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            # notes and half lines (a run that was killed) do not match; of a step that stands twice
+            # the later counts
+            if m := re.fullmatch(r"(\d+) (\w+) ([-+.\deE]+)\n", line):
+                with contextlib.suppress(ValueError):
+                    log.setdefault(m[2], {})[int(m[1])] = float(m[3])
+    if not log.keys() & {"train", "val", "hella"}:
+        raise UserError(f"{file} has no lines `step stream value` of the streams train, val or "
+                        "hella")
+    with contextlib.suppress(OSError, ValueError):
+        with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
+            settings = json.load(f)
+    return log, settings
