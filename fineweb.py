@@ -24,7 +24,6 @@ Contents
 """
 import contextlib
 import csv
-import ctypes
 import functools
 import glob
 import gzip
@@ -35,9 +34,7 @@ import math
 import os
 import re
 import shutil
-import signal
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -47,7 +44,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from support.console import UserError, is_first_process, print0, run_program
+from support.console import UserError, print0, run_program
 from support.files import atomic_write
 from support.settings import check_limits, knob, parse_flags
 from support.tokenizer import ASSETS, make_tokenizer
@@ -55,16 +52,6 @@ from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, 
 from support import checkpoints
 
 # ----------------------------------------------------------------------------------------------------
-def keep_freed_memory():
-    """
-    Ask the C library to keep up to 2 GB of freed memory in pieces below 16 MB. Each step frees its gradients; given
-    back, they come again page by page, zeroed by the kernel: a tenth of a small step's time. Only glibc can be asked.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 2**24)      # M_MMAP_THRESHOLD: above a block's gradients, below the MLP's activations at T=1024
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -530,19 +517,6 @@ def main(argv):
 # ----------------------------------------------------------------------------------------------------
 # 6 for train_gpt2.py: a run's log, its checkpoints, what can happen to it
 
-def explain(e, config):
-    """End the program with a line over what is no fault of it; raise any other error again."""
-    from torch.distributed import DistError
-    if isinstance(e, KeyboardInterrupt):
-        raise e
-    if "out of memory" in str(e) or "can't allocate memory" in str(e):  # the GPU's words, and the CPU's
-        # nothing is tried for you, who may not be looking
-        raise UserError(f"out of memory with --B={config.B}: try --B={max(1, config.B // 2)}", who="me")
-    if isinstance(e, DistError) or "gloo" in str(e):
-        raise UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1) from None
-    raise e
-
-
 def check_numbers(step, loss, norm, recent, scaler, loader, config):
     """
     End a run whose loss or gradient is nan or infinite: it would never recover. Report a gradient far longer than the
@@ -600,51 +574,6 @@ def compare_to_reference(step, val_loss, gpt_config, config):
     band = 0.05 if step < 1000 else 0.03 if step < 3000 else 0.02
     inside = "in the band" if abs(val_loss - expected) <= band else "OUTSIDE the band"
     return f" | reference {expected:.4f} +- {band}: {inside}"
-
-
-def meeting_place():
-    """Where the processes of a run find each other -> arguments of init_process_group"""
-    from torch.distributed import HashStore, PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-    if "RANK" not in os.environ:
-        return dict(store=HashStore(), rank=0, world_size=1)
-    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-        return {}
-    # after a restart the addresses of the dead are still in torchrun's store, and who reads them waits in vain: so
-    # each attempt has names of its own. (On several machines the attempts are not counted alike: see the README.)
-    store, rank, world_size = next(iter(rendezvous("env://")))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
-
-
-def catch_signals(catch=True):
-    """
-    From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list that comes back; a
-    second one ends the process at once. catch=False: as before.
-    """
-    noted = []
-
-    def note(number, frame):
-        # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a second it is the same
-        if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
-            noted.append((signal.Signals(number).name, time.time()))
-            if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
-                os.write(2, b"stopping after this step, with a checkpoint; the same again stops at once\n")
-        else:
-            os._exit(128 + number)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, note if catch else before)
-    return noted
-
-
-def check_kernels(arch_list, major, minor):
-    """End the program unless this PyTorch was built for a GPU of compute capability major.minor."""
-    # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later ones
-    archs = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(arch_list))
-    if not any((kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor) for kind, x, y in archs):
-        raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install its build for CUDA "
-                        f"12.6")
 
 
 if __name__ == "__main__":

@@ -300,8 +300,7 @@ def main(argv):
     if start["tokenizer"]["name"] != "gpt2":
         raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses per token cannot be compared")
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
-    rank, num_processes, device = train_gpt2.setup_distributed(config)
-    dtype, reason = train_gpt2.choose_dtype(config, device)
+    process = train_gpt2.setup_distributed(config)
     examples = list(read_examples(args.data)) if args.data else load_examples()
     items = [tokenize_example(example) for example in examples[: args.limit]]
     if not items:
@@ -309,11 +308,12 @@ def main(argv):
     model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
     load_weights(model, start["model"], args.model)
     t0 = time.time()
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    right = evaluate(model.to(device), items, autocast, args.batch_tokens, rank, num_processes)
+    right = evaluate(model.to(process.device), items, process.autocast, args.batch_tokens, process.rank,
+                     process.num_processes)
     acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
     print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
-    print0(f"{time.time() - t0:.1f}s on {num_processes} x {device.type}, {str(dtype)[6:]} ({reason})")
+    print0(f"{time.time() - t0:.1f}s on {process.num_processes} x {process.device.type}, "
+           f"{str(process.dtype)[6:]} ({process.reason})")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

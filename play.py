@@ -99,10 +99,9 @@ def tokenize(tokenizer, text):
 def prepare(args):
     """-> the model on the device that the flags ask for, its tokenizer, and autocast, as in training."""
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
-    _, _, device = train_gpt2.setup_distributed(config)
-    dtype, _ = train_gpt2.choose_dtype(config, device)
-    model, tokenizer, _ = load(args.model, device)
-    return model, tokenizer, torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    process = train_gpt2.setup_distributed(config)
+    model, tokenizer, _ = load(args.model, process.device)
+    return model, tokenizer, process.autocast
 
 
 # ----------------------------------------------------------------------------------------------------

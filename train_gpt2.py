@@ -12,7 +12,7 @@ Contents
     1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT
     2 the settings      TrainConfig, every knob with its reason; PRESETS
     3 the data          load_tokens, load_data, DataLoaderLite
-    4 many GPUs         setup_distributed, all_reduce, choose_dtype, shard_model, wrap_model
+    4 many GPUs         setup_distributed, all_reduce, choose_dtype, wrap_model
     5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     6 checkpoints       save_checkpoint, load_checkpoint, load_model
     7 training          get_lr, main: the set-up, then the loop with THE STEP
@@ -25,7 +25,6 @@ import os
 import re
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from types import SimpleNamespace
@@ -40,16 +39,20 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
+from support import checkpoints
+from support import hugging_face
+from support.arithmetic import memory_text, mfu
+from support.checkpoints import load_weights
+from support.compiling import first_backward
 from support.console import UserError, is_first_process, one_line, print0, progress, run_program
 from support.files import atomic_write
-from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
-from support.tokenizer import saved_spec, tokenize_file
-from support.shards import list_shards, load_meta, open_shard
-from support.arithmetic import memory_text, mfu
-from support import checkpoints
-from support.checkpoints import load_weights
-from support import hugging_face
+from support.processes import (Card, catch_signals, check_kernels, explain, find_card, keep_freed_memory, meet,
+                               read_ranks)
 from support.runlog import RunLog, open_log
+from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
+from support.sharding import shard_model
+from support.shards import list_shards, load_meta, open_shard
+from support.tokenizer import saved_spec, tokenize_file
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -388,29 +391,30 @@ class DataLoaderLite:
 # ----------------------------------------------------------------------------------------------------
 # 4 many GPUs: torchrun starts this file once for each of them, and every process runs all of it
 
+@dataclass
+class Process:
+    """What a process knows of itself."""
+    rank: int  # which of all processes this one is
+    num_processes: int
+    card: Card  # what computes: its kind, its name, what it can do
+    device: torch.device  # where tensors go. We compare device.type: a device may be called cuda:3
+    dtype: torch.dtype  # of the matmuls
+    reason: str  # for this dtype
+    autocast: torch.autocast  # around a forward: matmuls in dtype; norms and the weights themselves stay in float32
+    signals: list  # what has asked us to stop so far
+
 def setup_distributed(config):
-    """What torchrun says, or one process -> rank (which of all this one is), how many there are, the torch.device."""
-    rank, local_rank, num_processes = (int(os.environ.get(name, default)) for name, default in
-                                       (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = best if config.device == "auto" else config.device
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) or not name.startswith(("cpu", best)):
-        raise UserError(f"--device={name} is not to be had here: try --device={best}")
-    device = torch.device(name)  # from here on we compare device.type: a device may be called cuda:3
-    if device.type == "cuda":
-        if num_processes > 1 or device.index is None:
-            device = torch.device("cuda", local_rank)  # one GPU a process
-        if device.index >= torch.cuda.device_count():
-            raise UserError(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one process for "
-                            f"each", who="me")
-        torch.cuda.set_device(device)
+    """What torchrun says, or one process, and what torch says about its card -> Process"""
+    rank, local_rank, num_processes = read_ranks()
+    card = find_card(config.device, local_rank, num_processes)
     if "RANK" in os.environ or config.shard != "no":
-        if device.type == "mps":
+        if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                                timeout=timedelta(seconds=config.dist_timeout_s), **fineweb.meeting_place())
-    return rank, num_processes, device
+        meet("cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo", config.dist_timeout_s)
+    dtype, reason = choose_dtype(config, card)
+    autocast = torch.autocast(card.device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return Process(rank, num_processes, card, card.device, dtype, reason, autocast, signals=[])
 
 def all_reduce(*values):
     """The sum of each value over all processes -> list of floats. Sums and counts, not means: shares may be uneven."""
@@ -420,37 +424,21 @@ def all_reduce(*values):
     dist.all_reduce(sums)
     return sums.tolist()
 
-def choose_dtype(config, device):
+def choose_dtype(config, card):
     """What the hardware multiplies natively -> torch.dtype, the reason (str)."""
     dtype, reason = torch.float32, "nothing shorter is native here"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        fineweb.check_kernels(torch.cuda.get_arch_list(), major, minor)
+    if card.kind == "cuda":
+        check_kernels(card)
+        major, minor = card.capability
         dtype = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
         reason = f"native at compute capability {major}.{minor}"
-    elif device.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        if can.get("amx_bf16") or can.get("avx512_bf16"):
-            dtype, reason = torch.bfloat16, "this CPU multiplies it natively"
-    return (dtype, reason) if config.dtype == "auto" else (getattr(torch, config.dtype), "as asked for")
+    elif card.native_bfloat16:
+        dtype, reason = torch.bfloat16, "this CPU multiplies it natively"
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype), "as asked for"
+    return dtype, reason
 
-def shard_model(raw_model, config, device):
-    """
-    For models too large for one GPU, in place: each process keeps a share of every weight, its gradient and its moments
-    (ZeRO-3, Rajbhandari et al. 2020; PyTorch's FSDP2), and gathers the weights of a block while it computes with them.
-    Gradients are shared out in every micro step: whole until the last one, they would take 4 bytes a parameter.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
-    n, here = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    # node: shares within a machine, whose GPUs are well connected; between machines copies, which average as DDP does
-    mesh = (init_device_mesh(device.type, (n // here, here), mesh_dim_names=("replicate", "shard"))
-            if config.shard == "node" else init_device_mesh(device.type, (n,)))
-    policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.offload else OffloadPolicy()
-    for module in (*raw_model.transformer.h, raw_model):  # from the inside out: each is gathered by itself
-        fully_shard(module, mesh=mesh, offload_policy=policy)
-
-def wrap_model(raw_model, config, device, autocast):
+def wrap_model(raw_model, config, process):
     """
     raw_model -> model, a second handle on the same weights, for the step only: compiled, if that works, and in DDP,
     which averages the gradients of all processes while backward is still computing. Sharded, both are the same.
@@ -459,79 +447,76 @@ def wrap_model(raw_model, config, device, autocast):
         for block in raw_model.transformer.h:
             block.forward = partial(recompute, block.forward, use_reentrant=False)
     if config.shard != "no":
-        shard_model(raw_model, config, device)
+        shard_model(raw_model, config.shard, config.offload, process.device.type)
         return raw_model
-    raw_model.to(device)
-    ids = [device.index] if device.type == "cuda" else None
-    wrap = partial(DDP, device_ids=ids, gradient_as_bucket_view=True) if dist.is_initialized() else lambda model: model
+    raw_model.to(process.device)
     compile = config.compile
     if compile is None:  # compiled code for GPUs is Triton's, which begins at compute capability 7.0
-        compile = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+        compile = process.card.kind == "cuda" and process.card.capability >= (7, 0)
     if compile:
-        model, error = wrap(torch.compile(raw_model)), None
-        model.require_backward_grad_sync = False  # each process by itself: in another, compiling may fail
-        x, y = torch.zeros(2, config.B, config.T, dtype=torch.long, device=device)
-        try:
-            with autocast:
-                model(x, y, ())[1].backward()
-        except RuntimeError as e:  # Dynamo's and Inductor's: no C++ compiler, no Triton, an operation they lack
-            if isinstance(e, torch.OutOfMemoryError):
-                raise
-            error = f"{type(e).__name__}: {e}".splitlines()[0]
-        raw_model.zero_grad(set_to_none=True)
+        model = wrap_in_ddp(torch.compile(raw_model), process)
+        error = first_backward(model, config.B, config.T, process.device, process.autocast)
         if all_reduce(error is not None) == [0]:
             return model
         print0(f"warning: going on without torch.compile: {error or 'it fails in another process'}")
         del model  # or its DDP would go on listening to the weights
-    return wrap(raw_model)
+    return wrap_in_ddp(raw_model, process)
+
+def wrap_in_ddp(model, process):
+    """One of several processes: DDP. A single one has nobody to average with."""
+    if not dist.is_initialized():
+        return model
+    ids = [process.device.index] if process.device.type == "cuda" else None
+    return DDP(model, device_ids=ids, gradient_as_bucket_view=True)
 
 # ----------------------------------------------------------------------------------------------------
 # 5 the evals: each one call in the loop, on raw_model
 
-def end_if_stopped(signals):
+def end_if_stopped(process):
     """Raise KeyboardInterrupt in all processes if one was asked to stop: an eval may take long, and can be repeated."""
-    if any(all_reduce(len(signals))):
+    if any(all_reduce(len(process.signals))):
         raise KeyboardInterrupt
 
 @torch.no_grad()
-def evaluate_val_loss(raw_model, loader, val_tokens, B, autocast, signals):
+def evaluate_val_loss(raw_model, loader, config, process):
     """The mean loss, in nats per token, over the first val_tokens of the split, in rows of T, B at once -> float"""
-    device, T = raw_model.lm_head.weight.device, loader.T
-    num_rows = min(val_tokens, loader.num_tokens - 1) // T
+    T = config.T
+    num_rows = min(config.val_tokens, loader.num_tokens - 1) // T
     # row i is for process i mod num_processes: the same rows, whatever B and the number of processes
-    rows = range(loader.process_rank, num_rows, loader.num_processes)
-    # as many batches in each process, the last may be empty: none shall wait for another that has left
-    batches = [rows[i : i + B] for i in range(0, -(-num_rows // loader.num_processes), B)]
+    rows = range(process.rank, num_rows, process.num_processes)
+    # as many batches in each process, the last may be empty: so that no process waits for one that has finished
+    most_rows = math.ceil(num_rows / process.num_processes)
+    batches = [rows[i : i + config.B] for i in range(0, most_rows, config.B)]
     loss_sum = 0.0
     raw_model.eval()
     for batch in progress(batches, "validation", "a smaller --val_tokens or a larger --eval_every",
-                          lambda: end_if_stopped(signals)):
-        buf = torch.stack([loader.read(row * T, T + 1) for row in batch or [0]]).to(device)  # (B, T+1)
-        with autocast:
+                          lambda: end_if_stopped(process)):
+        buf = torch.stack([loader.read(row * T, T + 1) for row in batch or [0]]).to(process.device)  # (B, T+1)
+        with process.autocast:
             _, loss = raw_model(buf[:, :-1], buf[:, 1:], ())
         loss_sum += loss * len(batch)  # stays on the device: .item() would wait for the GPU
     raw_model.train()
     return all_reduce(loss_sum)[0] / num_rows
 
-def evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals):
+def evaluate_hellaswag(raw_model, items, process):
     """acc_norm: the share of the items whose right ending the model finds the likeliest per token -> float"""
-    _, correct = hellaswag.evaluate(raw_model, items, autocast, None, rank, num_processes,
-                                    lambda: end_if_stopped(signals))
+    _, correct = hellaswag.evaluate(raw_model, items, process.autocast, None, process.rank, process.num_processes,
+                                    lambda: end_if_stopped(process))
     return all_reduce(correct)[0] / len(items)
 
-def print_samples(raw_model, tokenizer, val_loader, rank, autocast):
+def print_samples(raw_model, tokenizer, val_loader, process):
     """Each process shows four texts. No number tells as much about a model, and no text proves anything."""
     gpt2 = tokenizer.spec["name"] == "gpt2"
     prompt = tokenizer.encode("Hello, I'm a language model,") if gpt2 else val_loader.read(0, 8).tolist()
-    device = raw_model.lm_head.weight.device
-    generator = torch.Generator(device).manual_seed(42 + rank)  # its own: looking shall not change the training
+    # its own: sampling must not disturb training's random numbers
+    generator = torch.Generator(process.device).manual_seed(42 + process.rank)
     raw_model.eval()
-    with autocast:
-        idx = torch.tensor([prompt] * 4, device=device)  # (4, T)
+    with process.autocast:
+        idx = torch.tensor([prompt] * 4, device=process.device)  # (4, T)
         rows = raw_model.generate(idx, 24 if gpt2 else 200, tokenizer.n_vocab, generator=generator)
     raw_model.train()
     for i, row in enumerate(rows.tolist()):
-        print(f"rank {rank} sample {i}: {tokenizer.decode(row)}", flush=True)
+        print(f"rank {process.rank} sample {i}: {tokenizer.decode(row)}", flush=True)
 
 # ----------------------------------------------------------------------------------------------------
 # 6 checkpoints
@@ -604,16 +589,14 @@ def main(gpt_config, config, typed):
     with_hellaswag = config.hellaswag and hellaswag.prepare_for(tokenizer)
 
     # --- on which machine? Process, device, dtype, batch -----------------------------------------------
-    rank, num_processes, device = setup_distributed(config)
-    dtype, reason = choose_dtype(config, device)
-    # autocast: matmuls in dtype; norms, the loss and the weights themselves stay in float32
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    fineweb.keep_freed_memory()
+    process = setup_distributed(config)
+    rank, num_processes, device, autocast = process.rank, process.num_processes, process.device, process.autocast
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # and float32 matmuls on GPUs in TF32: 8 bits of range, 10 of precision
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" and dtype != torch.float32 else ""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    card_name = process.card.name if process.dtype != torch.float32 else ""
     config.B, grad_accum_steps = choose_batch(config, typed, num_processes)
-    print0(f"{device.type}, {str(dtype)[6:]} ({reason}); {config.total_batch_size} tokens a step = B {config.B} "
+    print0(f"{process.card.kind}, {str(process.dtype)[6:]} ({process.reason}); "
+           f"{config.total_batch_size} tokens a step = B {config.B} "
            f"* T {config.T} * {num_processes} process(es) * {grad_accum_steps} micro step(s)")
 
     # --- data -> loaders -> raw_model -> model -> optimizer, scaler ------------------------------------
@@ -626,10 +609,10 @@ def main(gpt_config, config, typed):
     raw_model = GPT(gpt_config)
     if start:
         load_weights(raw_model, start["model"], start["path"])
-    model = wrap_model(raw_model, config, device, autocast)
+    model = wrap_model(raw_model, config, process)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, (config.beta1, config.beta2))
     # float16 has few bits of exponent: gradients are scaled up, or they would vanish. Disabled, the scaler does nothing
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=process.dtype == torch.float16)
     start_step, val_loss = 0, None
     if checkpoint:
         checkpoints.restore(checkpoint, raw_model, optimizer, scaler)
@@ -643,23 +626,23 @@ def main(gpt_config, config, typed):
 
     # --- the loop: `step` counts the updates done; the evals come before the next one ------------------
     t_start, dt, saved, stop, recent_norms = time.time(), 0.0, True, False, []
-    signals = fineweb.catch_signals()
+    signals = process.signals = catch_signals()
     for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
         if not stop and (last_step or config.eval_every and step % config.eval_every == 0):
             try:
-                val_loss = evaluate_val_loss(raw_model, val_loader, config.val_tokens, config.B, autocast, signals)
+                val_loss = evaluate_val_loss(raw_model, val_loader, config, process)
                 left = fineweb.time_left(time.time() - t_start, step - start_step, config.max_steps - step)
                 print0(f"step {step:5d} | validation loss: {val_loss:.4f} | {left}"
                        + fineweb.compare_to_reference(step, val_loss, gpt_config, config))
                 log.write(step, val=f"{val_loss:.4f}")
                 if items:
                     t0 = time.time()
-                    acc_norm = evaluate_hellaswag(raw_model, items, rank, num_processes, autocast, signals)
+                    acc_norm = evaluate_hellaswag(raw_model, items, process)
                     print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
                     log.write(step, hella=f"{acc_norm:.4f}")
                 if step > 0 or last_step:
-                    print_samples(raw_model, tokenizer, val_loader, rank, autocast)
+                    print_samples(raw_model, tokenizer, val_loader, process)
             except KeyboardInterrupt:  # end_if_stopped
                 stop = True
         if config.save_every and step > start_step and (last_step or stop or step % config.save_every == 0):
@@ -693,7 +676,7 @@ def main(gpt_config, config, typed):
             group["lr"] = lr
         scaler.step(optimizer)
         scaler.update()
-        synchronize()  # the GPU works on what we queued: only now has it done the step
+        process.card.synchronize()  # the GPU works on what we queued: only now has it done the step
         dt = time.time() - t0
         # ======================================================================
 
@@ -701,7 +684,7 @@ def main(gpt_config, config, typed):
         loss, stop = all_reduce(loss_accum / num_processes, len(signals))
         print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | dt: {dt * 1000:.2f}ms | "
                f"tok/sec: {config.total_batch_size / dt:.2f}"
-               + mfu(card, gpt_config, config.T, config.total_batch_size / dt / num_processes))
+               + mfu(card_name, gpt_config, config.T, config.total_batch_size / dt / num_processes))
         log.write(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
         fineweb.check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
 
@@ -715,10 +698,10 @@ def run(argv):
     gpt_config, config, typed = parse_flags(argv, __doc__, PRESETS, GPTConfig, TrainConfig)
     try:
         main(gpt_config, config, typed)
-    except (RuntimeError, KeyboardInterrupt) as e:
-        fineweb.explain(e, config)  # out of memory, another process is gone, Ctrl-C before there is anything to save
+    except RuntimeError as e:
+        raise explain(e, config.B)  # out of memory, another process is gone
     finally:
-        fineweb.catch_signals(False)
+        catch_signals(False)
     if dist.is_initialized():
         dist.destroy_process_group()
 

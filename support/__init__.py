@@ -11,4 +11,7 @@ support does it.
     checkpoints.py   find, verify, restore, rotate
     hugging_face.py  config.json and model.safetensors, in and out
     runlog.py        the record of a run: log.txt, settings.json, TensorBoard; writing it and reading it
+    processes.py     signals, where processes meet and how they leave, cards this build has no code for
+    sharding.py      FSDP2 for models too large for one card
+    compiling.py     torch.compile, tried once before it is relied on
 """

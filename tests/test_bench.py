@@ -11,7 +11,6 @@ from small_runs import ROOT
 FAULTS = """
 import resource, sys
 import numpy as np
-from fineweb import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(3):

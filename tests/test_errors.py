@@ -24,8 +24,8 @@ from support.settings import choose_batch
     (["--preset=gpt5"], "invalid choice: 'gpt5'"),
     (["--dtype=int8"], "invalid choice: 'int8'"),
     (["--tokenizer=words"], "invalid choice: 'words'"),
-    (["--device=abacus"], "--device=abacus is not to be had here: try --device="),
-    (["--device=cuda:x"], "--device=cuda:x is not to be had here"),
+    (["--device=abacus"], "--device=abacus is not available here: try --device="),
+    (["--device=cuda:x"], "--device=cuda:x is not available here"),
     (["--max_steps=many"], "invalid int value: 'many'"),
     (["--max_steps=-1"], "must be at least 0"),
     (["--B=0"], "--B=0: must be at least 1"),
@@ -43,7 +43,7 @@ def test_wrong_flags(flags, said, refused):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_where_there_is_none(refused):
-    assert "--device=cuda is not to be had here: try --device=" in refused("--device=cuda")
+    assert "--device=cuda is not available here: try --device=" in refused("--device=cuda")
 
 
 @pytest.mark.parametrize("damage, said", [

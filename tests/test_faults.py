@@ -25,6 +25,7 @@ from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
 from support.shards import load_meta
 from support.runlog import open_log
+from support.processes import catch_signals
 
 
 # --- kills and signals ----------------------------------------------------------------------------
@@ -60,18 +61,18 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     try:
-        signals = fineweb.catch_signals()
+        signals = catch_signals()
         os.kill(os.getpid(), signal.SIGINT)
         assert signals[0][0] == "SIGINT" and not ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [128 + signal.SIGTERM] and len(signals) == 1
         monkeypatch.setenv("RANK", "0")
-        signals = fineweb.catch_signals()
+        signals = catch_signals()
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)  # what torchrun makes of the same Ctrl-C
         assert len(ended) == 1
     finally:
-        fineweb.catch_signals(False)
+        catch_signals(False)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -1,8 +1,9 @@
 """
-The lines that only a GPU runs, run without one: the calls to CUDA are replaced by what they would answer, so that no
-typing error waits for the rented machine. (What a kernel computes there is not tested here.)
+The lines that only a GPU runs, run without one: what torch would say of a card is pretended in one place, the Card that
+find_card returns, so that no typing error waits for the rented machine. (What a kernel computes is not tested here.)
 """
-import contextlib
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,38 +11,24 @@ from small_runs import refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_gpt2
-from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
+from support import processes
 from support.arithmetic import flops_per_token, mfu
+from support.processes import Card, check_kernels, find_card
+from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
 
-
-@pytest.fixture
-def cuda(monkeypatch):
-    """Pretend that there are four GPUs of a given compute capability -> what was called, as a list."""
-    calls = []
-
-    def pretend(capability=(9, 0), archs=("sm_75", "sm_80", "sm_90", "compute_90")):
-        for name, answer in dict(is_available=True, device_count=4, get_device_capability=capability,
-                                 get_device_name="Pretended GPU", get_arch_list=list(archs),
-                                 is_current_stream_capturing=False).items():
-            monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-        for name in ("set_device", "synchronize"):
-            monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: calls.append((name, *map(str, args))))
-        monkeypatch.setattr(train_gpt2.fineweb, "meeting_place", dict)
-        monkeypatch.setattr(train_gpt2.dist, "init_process_group",
-                            lambda *args, **kwargs: calls.append(("init_process_group", *args)))
-        return calls
-    return pretend
+ARCHS = ("sm_60", "sm_70", "sm_75", "sm_80", "sm_90", "compute_90")
+H100 = Card("cuda", torch.device("cuda", 0), "NVIDIA H100 80GB HBM3", (9, 0), ARCHS)
 
 
 @pytest.mark.parametrize("capability, dtype", [
     ((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16),
     ((6, 1), torch.float32)])
-def test_dtype_by_compute_capability(capability, dtype, cuda):
+def test_dtype_by_compute_capability(capability, dtype):
     """bfloat16 from the A100 on, float16 on V100 and T4, float32 before."""
-    cuda(capability, archs=("sm_60", "sm_70", "sm_80", "sm_90"))
-    chosen, reason = choose_dtype(TrainConfig(), torch.device("cuda", 0))
+    card = replace(H100, capability=capability)
+    chosen, reason = choose_dtype(TrainConfig(), card)
     assert chosen == dtype and f"{capability[0]}.{capability[1]}" in reason
-    assert choose_dtype(TrainConfig(dtype="float32"), torch.device("cuda", 0)) == (torch.float32, "as asked for")
+    assert choose_dtype(TrainConfig(dtype="float32"), card) == (torch.float32, "as asked for")
 
 
 @pytest.mark.parametrize("capability, archs, runs", [
@@ -52,38 +39,57 @@ def test_dtype_by_compute_capability(capability, dtype, cuda):
     ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
     ((10, 0), ("sm_90a",), False),
 ])
-def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs, cuda):
+def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
     """One line that names the build to install, instead of `no kernel image` in the first layer."""
-    cuda(capability, archs)
+    card = replace(H100, capability=capability, archs=archs)
     if runs:
-        assert choose_dtype(TrainConfig(), torch.device("cuda", 0))[1]
+        assert check_kernels(card) is None
     else:
-        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), torch.device("cuda", 0))
+        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), card)
 
 
-def test_one_gpu_for_each_process(cuda, monkeypatch):
-    """Process 3 of its machine takes GPU 3 and meets the others over NCCL; a fifth process finds no GPU."""
-    calls = cuda()
+@pytest.fixture
+def four_cards(monkeypatch):
+    """torch says that there are four H100s -> the devices that were set, as a list."""
+    chosen = []
+    answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
+                   get_arch_list=list(ARCHS))
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    return chosen
+
+
+def test_one_gpu_for_each_process(four_cards):
+    """Process 3 of its machine takes GPU 3; a fifth process finds no GPU."""
+    card = find_card("auto", local_rank=3, num_processes=16)
+    assert (card.kind, card.device, four_cards) == ("cuda", torch.device("cuda", 3), ["cuda:3"])
+    assert "no GPU 4" in refusal(find_card, "auto", 4, 16)
+
+
+def test_one_process_may_choose_its_gpu(four_cards):
+    assert find_card("cuda:2", 0, 1).device == torch.device("cuda", 2)
+    assert find_card("auto", 0, 1).device == torch.device("cuda", 0)
+    assert four_cards == ["cuda:2", "cuda:0"]
+
+
+def test_processes_with_cards_meet_over_nccl(monkeypatch):
+    """And over gloo for what is in the CPU's memory, as with --offload."""
+    met = []
+    monkeypatch.setattr(train_gpt2, "find_card", lambda *args: H100)
+    monkeypatch.setattr(train_gpt2, "meet", lambda *args: met.append(args))
     for name, value in dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16").items():
         monkeypatch.setenv(name, value)
-    assert setup_distributed(TrainConfig()) == (11, 16, torch.device("cuda", 3))
-    assert calls == [("set_device", "cuda:3"), ("init_process_group", "cpu:gloo,cuda:nccl")]
-    monkeypatch.setenv("LOCAL_RANK", "4")
-    assert "no GPU 4" in refusal(setup_distributed, TrainConfig())
-
-
-def test_one_process_may_choose_its_gpu(cuda):
-    calls = cuda()
-    assert setup_distributed(TrainConfig(device="cuda:2")) == (0, 1, torch.device("cuda", 2))
-    assert setup_distributed(TrainConfig()) == (0, 1, torch.device("cuda", 0))
-    assert calls == [("set_device", "cuda:2"), ("set_device", "cuda:0")]
+    process = setup_distributed(TrainConfig())
+    assert (process.rank, process.num_processes, process.device) == (11, 16, H100.device)
+    assert met == [("cpu:gloo,cuda:nccl", 600)]
 
 
 def test_a_mac_has_no_torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert setup_distributed(TrainConfig())[2] == torch.device("mps")
-    assert choose_dtype(TrainConfig(), torch.device("mps"))[0] == torch.float32
+    process = setup_distributed(TrainConfig())
+    assert process.device == torch.device("mps") and process.dtype == torch.float32
     monkeypatch.setenv("RANK", "0")
     assert "without torchrun" in refusal(setup_distributed, TrainConfig())
 
@@ -115,24 +121,20 @@ def test_float16_with_a_good_scale_trains(train):
     assert half["norm"][0] == pytest.approx(full["norm"][0], rel=0.02) and half["train"][9] < half["train"][0] - 0.5
 
 
-def test_the_whole_program_on_a_pretended_gpu(cuda, train, monkeypatch, capsys):
-    """From the choice of the device to the last sample, with every `cuda` device answered by the CPU."""
-    calls = cuda()
-    # Module.to ends in Tensor.to too
-    tensor_to, tensor, zeros = torch.Tensor.to, torch.tensor, torch.zeros
-
-    def here(device):
-        return torch.device("cpu") if "cuda" in str(device) else device
-    monkeypatch.setattr(torch.Tensor, "to", lambda t, device, *a, **kw: tensor_to(t, here(device), *a, **kw))
-    monkeypatch.setattr(torch, "tensor", lambda *a, device=None, **kw: tensor(*a, device=here(device), **kw))
-    monkeypatch.setattr(torch, "zeros", lambda *a, device=None, **kw: zeros(*a, device=here(device), **kw))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t)
-    monkeypatch.setattr(torch, "compile", lambda m: m)
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    log = train("log", "--device=cuda", "--dtype=auto", "--eval_every=5", "--save_every=5")
-    assert log["train"][9] < log["train"][0] and calls.count(("synchronize",)) == 10
+def test_the_whole_program_on_a_pretended_gpu(train, monkeypatch, capsys):
+    """
+    A card with an H100's answers whose tensors live on the CPU, from the choice of the dtype to the last sample: it
+    decides like an H100, waits for the device once a step, and shows what share of its peak is used.
+    """
+    waits = []
+    card = replace(H100, device=torch.device("cpu"))
+    monkeypatch.setattr(train_gpt2, "find_card", lambda *args: card)
+    monkeypatch.setattr(processes.Card, "synchronize", lambda self: waits.append(self.name))
+    log = train("log", "--dtype=auto", "--eval_every=5", "--save_every=5", "--no-compile")
+    assert log["train"][9] < log["train"][0] and waits == [card.name] * 10
     out = capsys.readouterr().out
-    assert "cuda, bfloat16 (native at compute capability 9.0)" in out and "mfu" not in out, "an unknown card"
+    assert "cuda, bfloat16 (native at compute capability 9.0)" in out
+    assert len(re.findall(r"\| mfu \d+\.\d%", out)) == 10
 
 
 @pytest.mark.parametrize("card, peak", [

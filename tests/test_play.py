@@ -273,7 +273,7 @@ def test_a_config_of_another_model_is_refused(key, value, tmp_path, refused):
     (["sample", "MODEL", "x", "--num_samples=0"], "num_samples 0 cannot be"),
     (["sample", "MODEL", "x", "--seed=-1"], "seed -1 cannot be"),
     (["sample", "MODEL", "x", "--top_k=many"], "invalid int value"),
-    (["sample", "MODEL", "x", "--device=abacus"], "--device=abacus is not to be had here"),
+    (["sample", "MODEL", "x", "--device=abacus"], "--device=abacus is not available here"),
     (["sample", "MODEL", "@gone.txt"], "cannot read the prompt from gone.txt"),
     (["sample", "MODEL", "µ"], "has no 'µ'"),
     (["sample", "MODEL"], "the following arguments are required: prompt"),

@@ -29,7 +29,7 @@ What a profile of it said (torch.profiler; B=4, T=1024, two busy cores of an AMD
     10%  copies: weights cast to bfloat16, gradients and logits to float32  compiling fuses most of them
      5%  log-softmax, besides its copies                                    the loss in pieces: less memory, see below
      7%  GELU, layer norms, zero-filled gradients                           compiling fuses them
-and at T=32, besides: a tenth to a quarter went into pages that the kernel zeroes anew (fineweb.keep_freed_memory).
+and at T=32, besides: a tenth to a quarter went into pages that the kernel zeroes anew (keep_freed_memory).
 The loss in pieces of n tokens, B=4, T=1024: peak memory, and seconds of a step (medians of 2 to 5 runs)
     n = 512     compiled 4.6 to 4.8 GB, 8.6 s    eager 4.9 to 5.0 GB, 8.0 s
     n = 1024             4.4 to 4.5 GB, 7.1 s          5.2 to 5.3 GB, 7.7 s
@@ -66,9 +66,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
-from fineweb import keep_freed_memory
 from support.tokenizer import gpt2_tokenizer, tokenize_file
 from support.arithmetic import mfu
+from support.processes import keep_freed_memory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -149,14 +149,13 @@ def contender(name, B, T):
     B, T = int(B), int(T)
     torch.manual_seed(1337)
     mine = name in ("ours", "eager")
-    config = train_gpt2.TrainConfig(B=B, T=T, compile=name == "ours")
-    dtype = train_gpt2.choose_dtype(config, DEVICE)[0] if mine else torch.bfloat16
-    autocast = torch.autocast(DEVICE.type, dtype=dtype, enabled=dtype != torch.float32)
+    config = train_gpt2.TrainConfig(B=B, T=T, compile=name == "ours", dtype="auto" if mine else "bfloat16")
+    process = train_gpt2.setup_distributed(config)
     torch.set_float32_matmul_precision("high")
     if mine:
         keep_freed_memory()
         raw_model = train_gpt2.GPT(train_gpt2.GPTConfig()).to(DEVICE)
-        model = train_gpt2.wrap_model(raw_model, config, DEVICE, autocast)
+        model = train_gpt2.wrap_model(raw_model, config, process)
         optimizer = raw_model.configure_optimizers(0.1, 6e-4)
     else:
         raw_model = model = (transformers_gpt2() if name == "transformers" else train_gpt2.GPT(train_gpt2.GPTConfig())
@@ -169,7 +168,7 @@ def contender(name, B, T):
     def step():
         optimizer.zero_grad(set_to_none=True)
         x, y = (t.to(DEVICE) for t in loader.next_batch())
-        with autocast:
+        with process.autocast:
             loss = loss_of(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
@@ -193,7 +192,7 @@ def products(B, T):
     often as in the step. In attention half of each product is asked for: no token looks ahead.
     """
     n, C, V = int(B) * int(T), 768, 50304
-    dtype = train_gpt2.choose_dtype(train_gpt2.TrainConfig(), DEVICE)[0]
+    dtype = train_gpt2.setup_distributed(train_gpt2.TrainConfig()).dtype
 
     def make(*shape):
         return torch.randn(shape, device=DEVICE, dtype=dtype)
@@ -625,9 +624,9 @@ def main():
     if set(args.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(set(args.parts) - PARTS.keys())}; there are {', '.join(PARTS)}")
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    dtype, reason = train_gpt2.choose_dtype(train_gpt2.TrainConfig(), DEVICE)
-    print(f"{cpu_name()}, {card}, Python {platform.python_version()}, PyTorch {torch.__version__}, {str(dtype)[6:]} "
-          f"({reason}), {time.strftime('%Y-%m-%d')}\n\n"
+    process = train_gpt2.setup_distributed(train_gpt2.TrainConfig())
+    print(f"{cpu_name()}, {card}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
+          f"{str(process.dtype)[6:]} ({process.reason}), {time.strftime('%Y-%m-%d')}\n\n"
           "| what | here | against | ratio (min to max) | to reach |\n|---|---|---|---|---|", flush=True)
     for part in args.parts or PARTS:
         print("\n".join(PARTS[part](args)), flush=True)

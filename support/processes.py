@@ -1,0 +1,173 @@
+"""
+Processes: what torchrun says, where they meet, what they are told by signals, how one explains the
+end of another; and the card of each. Come here when a run hangs at its start, does not stop, or
+refuses your card.
+"""
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from support.console import UserError, is_first_process
+
+# --- the card -------------------------------------------------------------------------------------
+
+@dataclass
+class Card:
+    """
+    What torch says about the device of this process. It is asked once, in find_card; a test
+    pretends another.
+    """
+    kind: str  # cuda, mps or cpu
+    device: torch.device  # where tensors go
+    name: str = ""  # as cuda calls it: NVIDIA H100 80GB HBM3
+    capability: tuple = (0, 0)  # of a CUDA card: 9.0 is Hopper, 8.0 Ampere, 7.5 Turing
+    archs: tuple = ()  # what this PyTorch has code for
+    native_bfloat16: bool = False  # does a CPU multiply it?
+
+    def synchronize(self):
+        """Wait until the device has done what was queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def find_card(name, local_rank, num_processes):
+    """
+    --device and torchrun's LOCAL_RANK -> the Card of this process: of several on a machine, each
+    has its own.
+    """
+    best = "cpu"
+    if torch.cuda.is_available():
+        best = "cuda"
+    elif torch.backends.mps.is_available():
+        best = "mps"
+    if name == "auto":
+        name = best
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) or not name.startswith(("cpu", best)):
+        raise UserError(f"--device={name} is not available here: try --device={best}")
+    device = torch.device(name)
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+        return Card("cpu", device, native_bfloat16=native)
+    if device.type == "mps":
+        return Card("mps", device)
+    if num_processes > 1 or device.index is None:
+        device = torch.device("cuda", local_rank)
+    if device.index >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one "
+                        "process for each",
+                        who="me")
+    torch.cuda.set_device(device)
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return Card("cuda", device, name, capability, tuple(torch.cuda.get_arch_list()))
+
+
+def check_kernels(card):
+    """UserError unless this PyTorch was built for a CUDA card."""
+    major, minor = card.capability
+    # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later
+    # ones
+    for kind, x, y in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(card.archs)):
+        if (kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor):
+            return
+    raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install "
+                    "its build for CUDA 12.6")
+
+
+# --- where processes meet -------------------------------------------------------------------------
+
+def read_ranks():
+    """
+    What torchrun says, or one process -> rank (which of all this one is), local_rank (of its
+    machine), how many
+    """
+    defaults = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    return tuple(int(os.environ.get(name, default)) for name, default in defaults.items())
+
+
+def meeting_place():
+    """Where the processes of a run find each other -> arguments of init_process_group"""
+    from torch.distributed import HashStore, PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+    if "RANK" not in os.environ:
+        return dict(store=HashStore(), rank=0, world_size=1)
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        return {}
+    # after a restart the addresses of the dead are still in torchrun's store, and who reads them
+    # waits in vain: so each attempt has names of its own. (On several machines the attempts are not
+    # counted alike: see the README.)
+    store, rank, world_size = next(iter(rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
+
+
+def meet(backend, timeout_s):
+    """
+    Wait until all processes of the run are there, at most timeout_s seconds: from then on they can
+    all_reduce.
+    """
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **meeting_place())
+
+
+def explain(e, B):
+    """
+    An exception that ended a run -> the UserError that says it, or the exception, if it is a fault
+    of ours
+    """
+    # the GPU's words, and the CPU's
+    if "out of memory" in str(e) or "can't allocate memory" in str(e):
+        # nothing is tried for you, who may not be looking
+        return UserError(f"out of memory with --B={B}: try --B={max(1, B // 2)}", who="me")
+    if isinstance(e, dist.DistError) or "gloo" in str(e):
+        return UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1)
+    return e
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+def catch_signals(catch=True):
+    """
+    From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list
+    that comes back; a second one ends the process at once. catch=False: as before.
+    """
+    noted = []
+
+    def note(number, frame):
+        # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a
+        # second it is the same
+        if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
+            noted.append((signal.Signals(number).name, time.time()))
+            if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
+                os.write(2, b"stopping after this step, with a checkpoint; the same again stops at "
+                            b"once\n")
+        else:
+            os._exit(128 + number)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, note if catch else before)
+    return noted
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+def keep_freed_memory():
+    """
+    Ask the C library to keep up to 2 GB of freed memory in pieces below 16 MB. Each step frees its
+    gradients; given back, they come again page by page, zeroed by the kernel: a tenth of a small
+    step's time. Only glibc can be asked.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            # M_MMAP_THRESHOLD: above a block's gradients, below the MLP's activations at T=1024
+            mallopt(-3, 2**24)
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
