@@ -1,5 +1,5 @@
 """
-From any corpus to token shards for train_gpt2.py, and what the other files share: flags, safe writing, logs.
+From any corpus to token shards for train_gpt2.py.
 
     python fineweb.py                                       # FineWeb-Edu sample-10BT as 100 shards, 20 GB
     python fineweb.py --max_shards=3                        # 200M tokens to train on; a larger number later goes on
@@ -17,20 +17,17 @@ shard 0 is validation, the last one holds what remains. meta.json beside them sa
 tokenizer, and how far they are.
 
 Contents
-    3 documents                files and datasets -> rows -> tokens, by threads, in order
-    4 shards                   how they are filled and written
-    5 the program              make_shards, check, main
-    6 to 8 for train_gpt2.py   the log, resuming, signals, checks; MFU; Hugging Face's files
+    1 documents                files and datasets -> rows -> tokens, by threads, in order
+    2 shards                   how they are filled and written
+    3 the program              make_shards, check, main
 """
 import contextlib
-import csv
 import functools
 import glob
 import gzip
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -44,18 +41,17 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from support.console import UserError, print0, run_program
+from support.console import UserError, run_program
 from support.files import atomic_write
 from support.settings import check_limits, knob, parse_flags
-from support.tokenizer import ASSETS, make_tokenizer
+from support.tokenizer import make_tokenizer
 from support.shards import COUNTS, count, meta_name, meta_tokenizer, read_meta, shard_problem, write_meta
-from support import checkpoints
 
 # ----------------------------------------------------------------------------------------------------
 
 
 # ----------------------------------------------------------------------------------------------------
-# 3 documents: from files and datasets to rows, from rows to tokens
+# 1 documents: from files and datasets to rows, from rows to tokens
 
 BATCH_BYTES = 256_000  # a worker's portion: large enough that handing it over costs nothing, small enough to wait for
 AHEAD_BYTES = 32_000_000  # and so much may wait its turn: a second or two of work for two cores
@@ -241,7 +237,7 @@ def in_order(function, batches, workers):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 4 shards
+# 2 shards
 
 def save_shard(out, meta, tokens):
     """Write the next shard, read it back, and only then give it its name. Adds to meta["shards"]."""
@@ -335,7 +331,7 @@ def report_skipped(skipped, config, nothing_yet):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 5 the program: what is asked for, what is there already
+# 3 the program: what is asked for, what is there already
 
 def check_config(config):
     """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
@@ -512,68 +508,6 @@ def main(argv):
     except OSError as e:  # of a disk that fills up between two shards, say
         raise UserError(f"{e.filename or config.out}: {e.strerror or e}: finished shards stay; the same command goes "
                         f"on")
-
-
-# ----------------------------------------------------------------------------------------------------
-# 6 for train_gpt2.py: a run's log, its checkpoints, what can happen to it
-
-def check_numbers(step, loss, norm, recent, scaler, loader, config):
-    """
-    End a run whose loss or gradient is nan or infinite: it would never recover. Report a gradient far longer than the
-    last hundred, which the list `recent` holds.
-    """
-    # where gradients overflow float16 the scaler skips the step and takes a smaller scale: that is no fault
-    if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
-        shard, offset = loader.locate(loader.position - config.total_batch_size)
-        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}, in the {config.total_batch_size} tokens from "
-                        f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last good checkpoint: "
-                        f"{(checkpoints.list_all(config.log_dir) or ['none'])[-1]}. Try --resume=auto with a smaller "
-                        f"--max_lr")
-    if len(recent) == 100 and norm > 4 * max(recent):
-        print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} before")
-    recent[:] = [*recent, norm][-100:]
-
-
-def time_left(seconds, done, to_do):
-    """What the steps to do will take, if they take as long as those that are done -> text"""
-    return f"{seconds / done * to_do / 60:.1f} min left" if done else "time left: known after some steps"
-
-
-def read_reference():
-    """Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a", ...: lists}"""
-    with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
-        rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
-    return {column: [float(row[column]) for row in rows] for column in rows[0]}
-
-
-SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
-
-
-def compare_to_reference(step, val_loss, gpt_config, config):
-    """
-    What the public runs of the original recipe had at this step, and whether we are near -> text; "" where this is
-    another recipe, or other data than FineWeb-Edu sample-10BT.
-    """
-    same = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_steps", "weight_decay", "beta1", "beta2",
-            "grad_clip", "init_from")  # the defaults are the lecture's
-    if gpt_config != type(gpt_config)() or any(getattr(config, n) != getattr(type(config), n) for n in same):
-        return ""
-    try:
-        path = os.path.join(config.data_root, "meta.json")
-        if os.path.exists(path):
-            source = read_meta(path)["settings"]["source"]
-        else:  # the original's fineweb.py left no meta.json
-            source = {"edu_fineweb10B": SAMPLE_10BT}.get(os.path.basename(os.path.normpath(config.data_root)))
-        columns = read_reference()
-        i = columns["step"].index(step)
-    except (OSError, ValueError):  # no such file, no such step
-        return ""
-    if source != SAMPLE_10BT:
-        return ""
-    expected = (columns["val_a"][i] + columns["val_b"][i]) / 2
-    band = 0.05 if step < 1000 else 0.03 if step < 3000 else 0.02
-    inside = "in the band" if abs(val_loss - expected) <= band else "OUTSIDE the band"
-    return f" | reference {expected:.4f} +- {band}: {inside}"
 
 
 if __name__ == "__main__":

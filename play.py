@@ -29,7 +29,6 @@ from itertools import islice
 import torch
 
 import train_gpt2
-from fineweb import read_reference
 from support.console import UserError, run_program
 from support.files import atomic_write
 from support.settings import SHAPE
@@ -38,6 +37,7 @@ from support.arithmetic import flops_per_token
 from support.arithmetic import CARDS, largest
 from support.checkpoints import load_weights
 from support.runlog import read_log
+from support.health import read_reference
 
 
 # ----------------------------------------------------------------------------------------------------

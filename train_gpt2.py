@@ -37,7 +37,6 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.checkpoint import checkpoint as recompute
 
-import fineweb  # also the files, flags and logs, which are not part of this story
 import hellaswag
 from support import checkpoints
 from support import hugging_face
@@ -53,6 +52,7 @@ from support.settings import check_settings, choose_batch, knob, merge_settings,
 from support.sharding import shard_model
 from support.shards import list_shards, load_meta, open_shard
 from support.tokenizer import saved_spec, tokenize_file
+from support.health import check_numbers, compare_to_reference, time_left
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
@@ -632,9 +632,9 @@ def main(gpt_config, config, typed):
         if not stop and (last_step or config.eval_every and step % config.eval_every == 0):
             try:
                 val_loss = evaluate_val_loss(raw_model, val_loader, config, process)
-                left = fineweb.time_left(time.time() - t_start, step - start_step, config.max_steps - step)
+                left = time_left(time.time() - t_start, step - start_step, config.max_steps - step)
                 print0(f"step {step:5d} | validation loss: {val_loss:.4f} | {left}"
-                       + fineweb.compare_to_reference(step, val_loss, gpt_config, config))
+                       + compare_to_reference(step, val_loss, gpt_config, config))
                 log.write(step, val=f"{val_loss:.4f}")
                 if items:
                     t0 = time.time()
@@ -686,7 +686,7 @@ def main(gpt_config, config, typed):
                f"tok/sec: {config.total_batch_size / dt:.2f}"
                + mfu(card_name, gpt_config, config.T, config.total_batch_size / dt / num_processes))
         log.write(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}", dt=f"{dt * 1000:.2f}")
-        fineweb.check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
+        check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
 
     if stop:
         print0(f"stopped by {signals[0][0] if signals else 'another process'}: {step} steps are done; go on with "

@@ -14,4 +14,5 @@ support does it.
     processes.py     signals, where processes meet and how they leave, cards this build has no code for
     sharding.py      FSDP2 for models too large for one card
     compiling.py     torch.compile, tried once before it is relied on
+    health.py        is my run normal? reference curves, bad numbers, time left
 """

@@ -24,6 +24,7 @@ from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_toke
                                save_tokenizer)
 from support.arithmetic import count_parameters, flops_per_token, memory
 from support.runlog import read_log
+from support.health import compare_to_reference
 
 TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
 
@@ -486,11 +487,10 @@ def test_the_reference_run_stands_beside_the_validation_loss(tmp_path):
     """Only for its own recipe and data: a smaller batch, another tokenizer or another corpus has another curve."""
     from dataclasses import replace
 
-    import fineweb
     gpt_config, config = train_gpt2.GPTConfig(), train_gpt2.TrainConfig(data_root=str(tmp_path / "edu_fineweb10B"))
-    assert fineweb.compare_to_reference(250, 6.19, gpt_config, config) == " | reference 6.1728 +- 0.05: in the band"
-    assert "OUTSIDE" in fineweb.compare_to_reference(1000, 4.88, gpt_config, config)  # a late sync flag
-    assert not fineweb.compare_to_reference(251, 6.17, gpt_config, config)
+    assert compare_to_reference(250, 6.19, gpt_config, config) == " | reference 6.1728 +- 0.05: in the band"
+    assert "OUTSIDE" in compare_to_reference(1000, 4.88, gpt_config, config)  # a late sync flag
+    assert not compare_to_reference(251, 6.17, gpt_config, config)
     for change in (dict(total_batch_size=262144), dict(max_lr=1e-3), dict(data_root=str(tmp_path / "mine"))):
-        assert not fineweb.compare_to_reference(250, 6.17, gpt_config, replace(config, **change))
-    assert not fineweb.compare_to_reference(250, 6.17, replace(gpt_config, n_layer=6), config)
+        assert not compare_to_reference(250, 6.17, gpt_config, replace(config, **change))
+    assert not compare_to_reference(250, 6.17, replace(gpt_config, n_layer=6), config)
