@@ -16,12 +16,11 @@ is asked what it can do, completing text: for each ending, how likely is it as t
 ending with the lowest loss is the answer. acc takes the sum of the losses of an ending's tokens, acc_norm their mean,
 which does not favour short endings; acc_norm is what the plots show.
 """
-import argparse
 import contextlib
 import hashlib
 import json
 import os
-import time
+import sys
 import urllib.request
 
 import torch
@@ -29,9 +28,7 @@ from torch.nn import functional as F
 
 from support.console import UserError, is_first_on_node, print0, progress, run_program
 from support.files import atomic_write
-from support.settings import refuse_flags
 from support.tokenizer import gpt2_tokenizer
-from support.checkpoints import load_weights
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
@@ -270,66 +267,6 @@ def evaluate(model, items, autocast, batch_tokens=None, *share):
     return int(right[0].sum()), int(right[1].sum())
 
 
-# ----------------------------------------------------------------------------------------------------
-# by itself
-
-def parse_args(argv):
-    """The flags of this file. A wrong one: one line, exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = refuse_flags
-    parser.add_argument("--model", required=True, help="gpt2 ... gpt2-xl, a .pt file, or a Hugging Face directory")
-    parser.add_argument("--data", help="a .jsonl file with items, instead of the published validation split")
-    parser.add_argument("--limit", type=int, help="only the first so many items")
-    parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    parser.add_argument("--batch_tokens", type=int, help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
-    args = parser.parse_args(argv)
-    if any(n is not None and n < 1 for n in (args.limit, args.batch_tokens)):
-        raise UserError("--limit and --batch_tokens must be at least 1")
-    if args.data and not os.path.isfile(args.data):
-        raise UserError(f"--data={args.data}: there is no such file")
-    return args
-
-
-def main(argv):
-    import train_gpt2  # here only: it imports this file
-    args = parse_args(argv)
-    if not args.data and is_first_on_node():
-        prepare()
-    start = train_gpt2.load_model(args.model)
-    if start["tokenizer"]["name"] != "gpt2":
-        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses per token cannot be compared")
-    config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
-    process = train_gpt2.setup_distributed(config)
-    examples = list(read_examples(args.data)) if args.data else load_examples()
-    items = [tokenize_example(example) for example in examples[: args.limit]]
-    if not items:
-        raise UserError("no HellaSwag items: give a file with --data", who="me")
-    model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
-    load_weights(model, start["model"], args.model)
-    t0 = time.time()
-    right = evaluate(model.to(process.device), items, process.autocast, args.batch_tokens, process.rank,
-                     process.num_processes)
-    acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
-    print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
-    print0(f"{time.time() - t0:.1f}s on {process.num_processes} x {process.device.type}, "
-           f"{str(process.dtype)[6:]} ({process.reason})")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def report(name, acc, acc_norm, n, whole):
-    """The lines that main prints: what was measured, how sure it is, and what OpenAI's models reach."""
-    error = (acc_norm * (1 - acc_norm) / n) ** 0.5  # of a share of n independent items
-    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {error:.4f} (standard error), n {n}"]
-    for published, (a, b) in PUBLISHED.items():
-        if whole and n == 10042:
-            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}: "
-                         f"this model is {(acc_norm - b) / error:+.1f} standard errors from it")
-        else:
-            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}, on all 10,042 items: not these")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    run_program(main)
+    import play  # here only: it imports this file
+    run_program(play.main, ["hellaswag", *sys.argv[1:]])

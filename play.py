@@ -7,16 +7,19 @@ What you do with a trained model: let it write, talk with it, look at its run, h
     python play.py export MODEL DIR                               # for transformers' from_pretrained(DIR), and ours
     python play.py info MODEL                                     # sizes, step, losses, settings
     python play.py estimate                                       # what fits on which card: a table, computed
+    python play.py hellaswag --model=MODEL                        # the same as python hellaswag.py --model=MODEL
 
-MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt's), a directory with a GPT-2 in Hugging
-Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes with it.
+MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt's), a directory with
+a GPT-2 in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes
+with it.
 
 Contents
     1 the model and the flags      load, check_sampling, read_prompt
     2 writing                      sample, pieces, chat
-    3 a picture of a run           read_log, plot
-    4 handing it on                export, hugging_face_tokenizer
-    5 what is in it, what it needs info, memory, estimate
+    3 a picture of a run           plot
+    4 handing it on                export
+    5 what is in it, what it needs info, estimate
+    6 HellaSwag                    measure_hellaswag
 """
 import argparse
 import contextlib
@@ -24,12 +27,14 @@ import os
 import re
 import shutil
 import sys
+import time
 from itertools import islice
 
 import torch
 
+import hellaswag
 import train_gpt2
-from support.console import UserError, run_program
+from support.console import UserError, is_first_on_node, print0, run_program
 from support.files import atomic_write
 from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
@@ -44,9 +49,13 @@ from support.health import read_reference
 # 1 the model and the flags
 
 def load(name, device="cpu"):
-    """MODEL -> the GPT, ready for use, its tokenizer, and what else its file says (dict). Or one line, exit code 2."""
+    """
+    MODEL -> the GPT, ready for use, its tokenizer, and what else its file says (dict). Or one line,
+    exit code 2.
+    """
     if not (os.path.isdir(name) or os.path.isfile(name) or re.fullmatch("gpt2(-medium|-large|-xl)?", name)):
-        raise UserError(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a directory, or gpt2 "
+        raise UserError(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a "
+                        "directory, or gpt2 "
                         f"... gpt2-xl")
     start = train_gpt2.load_model(name)
     try:
@@ -56,16 +65,21 @@ def load(name, device="cpu"):
     except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
         raise UserError(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
     if tokenizer.n_vocab > model.config.vocab_size:
-        raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: they are "
+        raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer "
+                        f"{tokenizer.n_vocab}: they are "
                         f"no pair")
     return model.eval().to(device), tokenizer, start
 
 
-SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")  # what one can change while talking
+# what one can change while talking
+SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
 def check_sampling(settings):
-    """One line and exit code 2 for values that cannot work. settings: some of the flags of sample and chat (dict)."""
+    """
+    One line and exit code 2 for values that cannot work. settings: some of the flags of sample and
+    chat (dict).
+    """
     for name, value in settings.items():
         low, high = {"temperature": (0, 1e6), "top_p": (1e-9, 1), "seed": (0, 2**63 - 1)}.get(name, (1, 1e9))
         if not low <= value <= high:
@@ -73,7 +87,10 @@ def check_sampling(settings):
 
 
 def read_prompt(text):
-    """The prompt as typed, from a file (@name) or from stdin (-), without the line's end that an editor adds."""
+    """
+    The prompt as typed, from a file (@name) or from stdin (-), without the line's end that an
+    editor adds.
+    """
     if text == "-":
         return sys.stdin.read().removesuffix("\n")
     if text.startswith("@"):
@@ -88,16 +105,22 @@ def read_prompt(text):
 
 
 def tokenize(tokenizer, text):
-    """The ids of a prompt. An empty one is the beginning of a document: <|endoftext|>, if the tokenizer has that."""
+    """
+    The ids of a prompt. An empty one is the beginning of a document: <|endoftext|>, if the
+    tokenizer has that.
+    """
     # bytes that are no UTF-8 reach us as lone surrogates, which no tokenizer knows
     ids = tokenizer.encode(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
     if not ids and tokenizer.eot is None:
-        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start from: give a prompt")
+        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start "
+                        "from: give a prompt")
     return ids or [tokenizer.eot]
 
 
 def prepare(args):
-    """-> the model on the device that the flags ask for, its tokenizer, and autocast, as in training."""
+    """
+    -> the model on the device that the flags ask for, its tokenizer, and autocast, as in training.
+    """
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
     process = train_gpt2.setup_distributed(config)
     model, tokenizer, _ = load(args.model, process.device)
@@ -113,7 +136,8 @@ def sample(args):
     prompt = read_prompt(args.prompt)
     model, tokenizer, autocast = prepare(args)
     device = model.lm_head.weight.device
-    idx = torch.tensor([tokenize(tokenizer, prompt)] * args.num_samples, device=device)  # (num_samples, T)
+    # (num_samples, T)
+    idx = torch.tensor([tokenize(tokenizer, prompt)] * args.num_samples, device=device)
     generator = torch.Generator(device).manual_seed(args.seed)
     with autocast:
         rows = model.generate(idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot, temperature=args.temperature,
@@ -127,8 +151,9 @@ def sample(args):
 
 def pieces(tokenizer, ids):
     """
-    Ids, one at a time -> the text, piece by piece, as soon as it is certain. A token can end within a character (an
-    emoji has four bytes): then the end of the text decodes to U+FFFD, and is held back until more tokens have come.
+    Ids, one at a time -> the text, piece by piece, as soon as it is certain. A token can end within
+    a character (an emoji has four bytes): then the end of the text decodes to U+FFFD, and is held
+    back until more tokens have come.
     """
     seen, shown = [], 0
     for i in ids:
@@ -142,7 +167,10 @@ def pieces(tokenizer, ids):
 
 
 def answer(model, tokenizer, autocast, context, settings, generator):
-    """Print what the model writes after context (list of ids), which grows by it. Ctrl-C ends the answer."""
+    """
+    Print what the model writes after context (list of ids), which grows by it. Ctrl-C ends the
+    answer.
+    """
     def new_ids():
         idx = torch.tensor([context], device=model.lm_head.weight.device)
         sampling = {name: settings[name] for name in ("temperature", "top_k", "top_p")}
@@ -170,9 +198,11 @@ def chat(args):
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
     talking = sys.stdin.isatty()
     with contextlib.suppress(ImportError):
-        __import__("readline")  # with it, input() lets one edit the line and go back to older ones
+        # with it, input() lets one edit the line and go back to older ones
+        import readline  # noqa: F401
     if talking:
-        print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists what one can change.")
+        print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists what one "
+              "can change.")
     context = []
     while True:
         try:
@@ -217,16 +247,21 @@ def change_setting(line, settings, context, generator):
 
 # Okabe and Ito's colours, which people who see red and green alike can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-GPT2 = {"val": 3.2924, "hella": 0.2955, "hella of GPT-3": 0.337}  # the published 124M and 125M models
+# the published 124M and 125M models
+GPT2 = {"val": 3.2924, "hella": 0.2955, "hella of GPT-3": 0.337}
 
 
 def draw_run(axes, name, log, settings, colour, tokens):
-    """One run: its train loss thin, its validation loss on top of it, and HellaSwag if there is a second axis."""
+    """
+    One run: its train loss thin, its validation loss on top of it, and HellaSwag if there is a
+    second axis.
+    """
     scale = settings.get("train_config", {}).get("total_batch_size", 524288) / 1e6 if tokens else 1
     # one batch says little: the train loss is drawn as means over a two-hundredth of the run
     for ax, stream, what, n, width in ((axes[0], "train", ", train", len(log.get("train", {})) // 200, 0.8),
                                        (axes[0], "val", ", validation", 1, 1.8), (axes[-1], "hella", "", 1, 1.8)):
-        points = torch.tensor(sorted(log.get(stream, {}).items()), dtype=torch.float64)  # (number of lines, 2)
+        # (number of lines, 2)
+        points = torch.tensor(sorted(log.get(stream, {}).items()), dtype=torch.float64)
         if len(points):
             x, y = torch.stack([part.mean(dim=0) for part in points.split(max(1, n))], dim=1)
             dots = "-" if stream == "train" else "o-"
@@ -234,7 +269,9 @@ def draw_run(axes, name, log, settings, colour, tokens):
 
 
 def draw_reference(axes, reference, tokens):
-    """What others got: OpenAI's models as horizontal lines, and, if asked for, the two public runs."""
+    """
+    What others got: OpenAI's models as horizontal lines, and, if asked for, the two public runs.
+    """
     for run, style in (("a", "-"), ("b", ":")) if reference else ():
         columns = read_reference()
         x = [step * 524288 / 1e6 if tokens else step for step in columns["step"]]
@@ -246,7 +283,10 @@ def draw_reference(axes, reference, tokens):
 
 
 def loss_limits(logs, reference):
-    """What the picture shows of the losses. The first twentieth, from ln(vocab_size) down, would flatten the rest."""
+    """
+    What the picture shows of the losses. The first twentieth, from ln(vocab_size) down, would
+    flatten the rest.
+    """
     losses = [loss for log in logs for stream in {"train", "val"} & log.keys()
               for step, loss in log[stream].items() if step >= max(log[stream]) / 20]
     losses += read_reference()["val_a"][4:] if reference or not losses else []  # from step 1000 on
@@ -255,7 +295,10 @@ def loss_limits(logs, reference):
 
 
 def save_picture(fig, path):
-    """Write a figure in the format that the name ends in. If it cannot be written: one line, exit code 2."""
+    """
+    Write a figure in the format that the name ends in. If it cannot be written: one line, exit code
+    2.
+    """
     try:
         with atomic_write(path) as f:
             fig.savefig(f, format=os.path.splitext(path)[1][1:])
@@ -265,7 +308,9 @@ def save_picture(fig, path):
 
 
 def plot(args):
-    """Losses, and HellaSwag where it was measured, of one or several runs -> a picture (png, svg, pdf)"""
+    """
+    Losses, and HellaSwag where it was measured, of one or several runs -> a picture (png, svg, pdf)
+    """
     if os.path.splitext(args.out)[1] not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out={args.out}: the name must end in .png, .svg or .pdf")
     runs = [read_log(path) for path in args.logs]
@@ -275,7 +320,8 @@ def plot(args):
     # a loss per character, or per another tokenizer's token, is no number to compare with GPT-2's
     comparable = [settings.get("tokenizer", {}).get("name", "gpt2") == "gpt2" for _, settings in runs]
     if args.reference and not all(comparable):
-        raise UserError(f"{args.logs[comparable.index(False)]} has another tokenizer than GPT-2's: leave --reference "
+        raise UserError(f"{args.logs[comparable.index(False)]} has another tokenizer than "
+                        "GPT-2's: leave --reference "
                         f"out")
     panels = 2 if args.reference or any("hella" in log for log, _ in runs) else 1
     fig, [axes] = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained", squeeze=False)
@@ -312,18 +358,25 @@ def export(args):
         raise UserError(f"cannot write {args.dir} ({e.strerror}): name another directory")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample")
+    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained and for "
+          "python play.py sample")
 
 
 # ----------------------------------------------------------------------------------------------------
 # 5 what is in it, what it needs
 
+PARTS = {"wte": "token embedding (and head)", "wpe": "position embedding", "attn": "attention", "mlp": "MLP",
+         "ln_": "norms"}
+
+
 def parameters_by_part(model):
     """{part: its number of parameters}; the head is the embedding, and counts once."""
-    counts = dict.fromkeys(("token embedding (and head)", "position embedding", "attention", "MLP", "norms"), 0)
-    parts = {"wte": 0, "wpe": 1, "attn": 2, "mlp": 3, "ln_": 4}
+    counts = dict.fromkeys(PARTS.values(), 0)
     for name, p in model.named_parameters():
-        counts[list(counts)[next(i for key, i in parts.items() if key in name)]] += p.numel()
+        for piece, part in PARTS.items():
+            if piece in name:
+                counts[part] += p.numel()
+                break
     return counts
 
 
@@ -331,11 +384,14 @@ def info(args):
     """Print what a model's file says of it."""
     model, tokenizer, start = load(args.model)
     c, counts = model.config, parameters_by_part(model)
-    print(f"{args.model}: {c.n_layer} blocks, {c.n_head} heads, {c.n_embd} channels, context of {c.block_size} tokens")
-    print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in {c.vocab_size:,} rows")
+    print(f"{args.model}: {c.n_layer} blocks, {c.n_head} heads, {c.n_embd} channels, context of "
+          f"{c.block_size} tokens")
+    print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in {c.vocab_size:,} "
+          "rows")
     for part, n in {**counts, "all": sum(counts.values())}.items():
         print(f"{n:15,} parameters: {part}")
-    print(f"{flops_per_token(c, c.block_size):15.3g} FLOPs a token in training, a third of them in the forward pass")
+    print(f"{flops_per_token(c, c.block_size):15.3g} FLOPs a token in training, a third of them "
+          "in the forward pass")
     if start.get("val_loss") is not None:
         print(f"validation loss {start['val_loss']:.4f} nats per token")
     if start.get("step"):
@@ -347,7 +403,10 @@ def info(args):
 
 
 def estimate(args):
-    """What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it takes; computed."""
+    """
+    What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it
+    takes; computed.
+    """
     lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |", "|---" * (2 + len(CARDS)) + "|"]
     for preset in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         values = train_gpt2.PRESETS[preset]
@@ -355,14 +414,65 @@ def estimate(args):
         for n in (1, 2, 4, 8):
             cells = [largest(gpt_config, train_gpt2.TrainConfig(), n, card) for card in CARDS]
             lines.append(f"| {preset} | {n} | " + " | ".join(cells) + " |")
-    lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not measured.")
+    lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not "
+                 "measured.")
     print("\n".join(lines))
+
+
+# ----------------------------------------------------------------------------------------------------
+# 6 HellaSwag
+
+def measure_hellaswag(args):
+    """HellaSwag's acc and acc_norm of a model, beside those of OpenAI's."""
+    for name, value in (("limit", args.limit), ("batch_tokens", args.batch_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value}: must be at least 1")
+    if args.data and not os.path.isfile(args.data):
+        raise UserError(f"--data={args.data}: there is no such file")
+    if not args.data and is_first_on_node():
+        hellaswag.prepare()
+    config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
+    process = train_gpt2.setup_distributed(config)
+    model, tokenizer, _ = load(args.model, process.device)
+    if tokenizer.spec["name"] != "gpt2":
+        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses per token "
+                        "cannot be compared")
+    examples = list(hellaswag.read_examples(args.data)) if args.data else hellaswag.load_examples()
+    items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
+    if not items:
+        raise UserError("no HellaSwag items: give a file with --data", who="me")
+    t0 = time.time()
+    right = hellaswag.evaluate(model, items, process.autocast, args.batch_tokens, process.rank, process.num_processes)
+    acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
+    print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
+    print0(f"{time.time() - t0:.1f}s on {process.num_processes} x {process.device.type}, "
+           f"{str(process.dtype)[6:]} ({process.reason})")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def report(name, acc, acc_norm, n, whole):
+    """
+    The lines that hellaswag prints: what was measured, how sure it is, and what OpenAI's models
+    reach.
+    """
+    error = (acc_norm * (1 - acc_norm) / n) ** 0.5  # of a share of n independent items
+    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {error:.4f} (standard error), n {n}"]
+    for published, (a, b) in hellaswag.PUBLISHED.items():
+        if whole and n == 10042:
+            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}: "
+                         f"this model is {(acc_norm - b) / error:+.1f} standard errors from it")
+        else:
+            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}, on all 10,042 "
+                         "items: not these")
+    return "\n".join(lines)
 
 
 # ----------------------------------------------------------------------------------------------------
 # the command line
 
-COMMANDS = (sample, chat, plot, export, info, estimate)
+COMMANDS = {"sample": sample, "chat": chat, "plot": plot, "export": export, "info": info,
+            "estimate": estimate, "hellaswag": measure_hellaswag}
 
 
 def refuse_flags(message):
@@ -371,36 +481,58 @@ def refuse_flags(message):
 
 
 def parse_args(argv):
-    """The commands and their flags. A wrong one: one line, exit code 2."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = "sample | chat | plot | export | info | estimate"
-    commands = parser.add_subparsers(dest="command", required=True, metavar=names)
-    made = {f.__name__: commands.add_parser(f.__name__, help=f.__doc__.splitlines()[0], description=f.__doc__)
-            for f in COMMANDS}
-    for command in COMMANDS:
-        made[command.__name__].set_defaults(run=command)
-    for p in (parser, *made.values()):
-        p.error = refuse_flags
-        p.allow_abbrev = False
+    """The commands and their flags. A wrong one is a UserError."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.error = refuse_flags
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
+    made = {}
+    for name, function in COMMANDS.items():
+        about = hellaswag.__doc__ if name == "hellaswag" else function.__doc__
+        made[name] = commands.add_parser(name, help=function.__doc__.splitlines()[0], description=about,
+                                         formatter_class=raw, allow_abbrev=False)
+        made[name].set_defaults(run=function)
+        made[name].error = refuse_flags
     for name in ("sample", "chat", "export", "info"):
-        made[name].add_argument("model", metavar="MODEL", help="a checkpoint, a directory, or gpt2 ... gpt2-xl")
-    made["sample"].add_argument("prompt", help="the text to continue; @file; - for stdin")
-    made["sample"].add_argument("--num_samples", type=int, default=1, help="continuations of the prompt [%(default)s]")
-    for name in ("sample", "chat"):
-        add = made[name].add_argument
-        add("--max_new_tokens", type=int, default=200, help="longest continuation [%(default)s]")
-        add("--temperature", type=float, default=1.0, help="below 1 safer, above it wilder, 0 greedy [%(default)s]")
-        add("--top_k", type=int, default=50, help="sample from the k likeliest tokens [%(default)s]")
-        add("--top_p", type=float, default=1.0, help="and from those that make up this probability [%(default)s]")
-        add("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
-        add("--device", default="auto", help="cuda, mps or cpu")
-        add("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
+        made[name].add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_sampling_flags(made["sample"], made["chat"])
     made["plot"].add_argument("logs", nargs="+", metavar="log", help="the --log_dir of a run, or a log.txt")
     made["plot"].add_argument("--out", default="log.png", help="the picture [%(default)s]")
-    made["plot"].add_argument("--reference", action="store_true", help="with two public runs of the original recipe")
+    made["plot"].add_argument("--reference", action="store_true",
+                              help="with two public runs of the original recipe")
     made["plot"].add_argument("--tokens", action="store_true", help="over tokens instead of steps")
     made["export"].add_argument("dir", metavar="DIR", help="a new directory")
+    made["hellaswag"].add_argument("--model", required=True, help=MODEL_HELP)
+    made["hellaswag"].add_argument("--data", help="a .jsonl file with items, instead of the published "
+                                                  "validation split")
+    made["hellaswag"].add_argument("--limit", type=int, help="only the first so many items")
+    made["hellaswag"].add_argument("--batch_tokens", type=int,
+                                   help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
+    for name in ("sample", "chat", "hellaswag"):
+        made[name].add_argument("--device", default="auto", help="cuda, mps or cpu")
+        made[name].add_argument("--dtype", default="auto",
+                                choices=("auto", "bfloat16", "float16", "float32"))
     return parser.parse_args(argv)
+
+
+MODEL_HELP = "a checkpoint, a directory, or gpt2 ... gpt2-xl"
+
+
+def add_sampling_flags(sample, chat):
+    """What one can say about the text to be written."""
+    sample.add_argument("prompt", help="the text to continue; @file; - for stdin")
+    sample.add_argument("--num_samples", type=int, default=1,
+                        help="continuations of the prompt [%(default)s]")
+    for parser in (sample, chat):
+        parser.add_argument("--max_new_tokens", type=int, default=200,
+                            help="longest continuation [%(default)s]")
+        parser.add_argument("--temperature", type=float, default=1.0,
+                            help="below 1 safer, above it wilder, 0 greedy [%(default)s]")
+        parser.add_argument("--top_k", type=int, default=50,
+                            help="sample from the k likeliest tokens [%(default)s]")
+        parser.add_argument("--top_p", type=float, default=1.0,
+                            help="and from those that make up this probability [%(default)s]")
+        parser.add_argument("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
 
 
 def main(argv):

@@ -101,7 +101,7 @@ def say(error):
     print(prefix + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
 
 
-def run_program(run):
+def run_program(run, argv=None):
     """
     The last line of each program: run(argv), then leave. The one place where an error becomes a
     line and an exit code.
@@ -112,7 +112,7 @@ def run_program(run):
             stream.reconfigure(errors="replace")
     exit_code = 0
     try:
-        run(sys.argv[1:])
+        run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         exit_code = error.exit_code
         say(error)

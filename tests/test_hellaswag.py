@@ -14,6 +14,7 @@ import torch
 from small_runs import ROOT, refusal
 
 import hellaswag
+import play
 from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
 from train_gpt2 import GPT, GPTConfig
 from support.tokenizer import gpt2_tokenizer
@@ -228,7 +229,7 @@ def trained(tmp_path, train):
 def test_by_itself(trained, tmp_path, capsys):
     """One line with acc, acc_norm, its standard error and n, the same for two processes; --limit takes the first."""
     capsys.readouterr()
-    hellaswag.main([*trained, "--batch_tokens=300"])
+    play.main(["hellaswag", *trained, "--batch_tokens=300"])
     line = capsys.readouterr().out.splitlines()[0]
     assert re.search(r"model_00002.pt: acc 0.\d{4}, acc_norm 0.\d{4} \+- 0.\d{4} \(standard error\), n 30$", line)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
@@ -236,28 +237,28 @@ def test_by_itself(trained, tmp_path, capsys):
     two = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert two.returncode == 0 and line in two.stdout, two.stderr
-    hellaswag.main([*trained, "--limit=7"])
+    play.main(["hellaswag", *trained, "--limit=7"])
     assert "n 7\n" in capsys.readouterr().out
 
 
 def test_the_published_figures_are_compared_with_the_whole_split_only():
     """A part of the items, or a text at hand, is another benchmark, and the report says so."""
-    assert "this model is -2.0 standard errors" in hellaswag.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
-    assert "standard errors from" not in hellaswag.report("m", 0.28, 0.29, 10042, False)
-    assert "not these" in hellaswag.report("m", 0.28, 0.29, 300, True)
+    assert "this model is -2.0 standard errors" in play.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
+    assert "standard errors from" not in play.report("m", 0.28, 0.29, 10042, False)
+    assert "not these" in play.report("m", 0.28, 0.29, 300, True)
 
 
 @pytest.mark.parametrize("flags, said", [
     (["--data=nowhere"], "no such file"), (["--limit=0"], "at least 1"), (["--batch_tokens=0"], "at least 1"),
     (["--model=gone.pt"], "gone.pt"), (["--device=abacus"], "abacus"), (["--wrong"], "--wrong")])
 def test_wrong_flags(flags, said, trained):
-    assert said in refusal(hellaswag.main, [*trained, *flags])
+    assert said in refusal(play.main, ["hellaswag", *trained, *flags])
 
 
 def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
     """Losses per token of other tokens are not comparable: refused here, said and left out in training."""
     train("char", "--max_steps=2", "--save_every=2")
     assert "another tokenizer" in refusal(
-        hellaswag.main, [f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
+        play.main, ["hellaswag", f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
     assert "hella" not in train("char2", "--max_steps=1", "--hellaswag")
     assert "no HellaSwag" in capsys.readouterr().out
