@@ -45,8 +45,8 @@ from support.checkpoints import load_weights
 from support.compiling import first_backward
 from support.console import UserError, is_first_process, one_line, print0, progress, run_program
 from support.files import atomic_write
-from support.processes import (Card, catch_signals, check_kernels, explain, find_card, keep_freed_memory, meet,
-                               read_ranks)
+from support.processes import (Card, catch_signals, check_kernels, explain, find_card, is_distributed,
+                               keep_freed_memory, meet, read_ranks)
 from support.runlog import RunLog, open_log
 from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
 from support.sharding import shard_model
@@ -302,7 +302,8 @@ class TrainConfig:
     beta2: float = knob(0.95, "AdamW: how long the mean of their squares remembers", below=1)
     grad_clip: float = knob(1.0, "the longest gradient: one bad batch must not derail training",
                             least=1e-9)
-    seed: int = knob(1337, "initial weights and dropout; the order of the data is always the same")
+    seed: int = knob(1337, "initial weights and dropout; the order of the data is always the same",
+                     most=2**33)  # step_seed makes 63 bits of it
     # the evals
     eval_every: int = knob(250, "steps between evals; 0: only at the end")
     val_tokens: int = knob(10485760, "tokens of a validation", least=1)  # 20 * 2**19
@@ -407,7 +408,7 @@ def setup_distributed(config):
     """What torchrun says, or one process, and what torch says about its card -> Process"""
     rank, local_rank, num_processes = read_ranks()
     card = find_card(config.device, local_rank, num_processes)
-    if "RANK" in os.environ or config.shard != "no":
+    if is_distributed() or config.shard != "no":
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and --shard")
         # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
@@ -568,6 +569,10 @@ def get_lr(step, config):
     ratio = (step - config.warmup_steps) / (config.max_steps - config.warmup_steps)  # 0 -> 1
     return config.min_lr + 0.5 * (1.0 + math.cos(math.pi * ratio)) * (config.max_lr - config.min_lr)
 
+def step_seed(seed, step, rank):
+    """A number for each step of each process: what is random in a step (dropout) depends on nothing else."""
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
 def main(gpt_config, config, typed):
     if config.estimate:
         return print(memory_text(gpt_config, config))
@@ -654,8 +659,8 @@ def main(gpt_config, config, typed):
 
         # ============================== THE STEP ==============================
         t0 = time.time()
-        # randomness (dropout) that depends on nothing but these three, so a resumed run draws the same numbers
-        torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)
+        # so a resumed run draws the same random numbers, and no generator's state has to be saved
+        torch.manual_seed(step_seed(config.seed, step, rank))
         optimizer.zero_grad(set_to_none=True)
         loss_accum = 0.0
         for micro_step in range(grad_accum_steps):

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from support.console import UserError, is_first_process
+from support.console import UserError, is_first_process, one_line
 
 # --- the card -------------------------------------------------------------------------------------
 
@@ -85,37 +86,77 @@ def check_kernels(card):
 
 # --- where processes meet -------------------------------------------------------------------------
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it tells us
+
+
 def read_ranks():
     """
-    What torchrun says, or one process -> rank (which of all this one is), local_rank (of its
-    machine), how many
+    What torchrun says, or one process -> rank (which of all this one is), local_rank (of those on
+    its machine), how many there are. Its variables come all or not at all: with some of them we
+    would train on a part of each batch, and nobody would notice.
     """
-    defaults = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
-    return tuple(int(os.environ.get(name, default)) for name, default in defaults.items())
+    given = [name for name in TORCHRUN if name in os.environ]
+    if not given:
+        return 0, 0, 1
+    advice = "start with torchrun, or unset them"
+    if missing := [name for name in TORCHRUN if name not in os.environ]:
+        raise UserError(f"{', '.join(given)} of torchrun's variables are set, {', '.join(missing)} are "
+                        f"not: {advice}", who="me")
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if not all(text.isdecimal() and text.isascii() for text in ranks):
+        raise UserError(f"RANK, LOCAL_RANK, WORLD_SIZE are {', '.join(ranks)[:50]!r}, not three "
+                        f"numbers: {advice}", who="me")
+    rank, local_rank, num_processes = map(int, ranks)
+    if not (local_rank <= rank < num_processes):
+        raise UserError(f"there is no process {rank} (LOCAL_RANK {local_rank}) among {num_processes}: "
+                        f"{advice}", who="me")
+    return rank, local_rank, num_processes
 
 
-def meeting_place():
+def is_distributed():
+    """Has torchrun started this process, alone or with others?"""
+    return "RANK" in os.environ
+
+
+def meet(backend, timeout_s):
+    """
+    Wait until all processes of the run are there, at most timeout_s seconds: from then on they can
+    all_reduce. PyTorch waits in C++, where Python's signals do not reach it; so another thread
+    waits, and this one listens to Ctrl-C.
+    """
+    failure = []
+
+    def wait():
+        try:
+            limit = timedelta(seconds=timeout_s)
+            dist.init_process_group(backend, timeout=limit, **meeting_place(limit))
+        except Exception as e:  # torch's, of many kinds: no such host, a port in use, nobody came
+            failure.append(e)
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + timeout_s + 5  # the library's own limit comes first, with its reason
+    while thread.is_alive() and time.monotonic() < deadline:
+        thread.join(0.05)
+    if failure or thread.is_alive():
+        reason = one_line(failure[0]) if failure else "no answer"
+        raise UserError(f"the processes of this run did not meet within --dist_timeout_s={timeout_s}: "
+                        f"{reason}", who="me", exit_code=1)
+
+
+def meeting_place(limit):
     """Where the processes of a run find each other -> arguments of init_process_group"""
     from torch.distributed import HashStore, PrefixStore
     from torch.distributed.rendezvous import rendezvous
-    if "RANK" not in os.environ:
+    if not is_distributed():
         return dict(store=HashStore(), rank=0, world_size=1)
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
         return {}
     # after a restart the addresses of the dead are still in torchrun's store, and who reads them
     # waits in vain: so each attempt has names of its own. (On several machines the attempts are not
     # counted alike: see the README.)
-    store, rank, world_size = next(iter(rendezvous("env://")))
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
-
-
-def meet(backend, timeout_s):
-    """
-    Wait until all processes of the run are there, at most timeout_s seconds: from then on they can
-    all_reduce.
-    """
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **meeting_place())
 
 
 def explain(e, B):
@@ -144,7 +185,7 @@ def catch_signals(catch=True):
     def note(number, frame):
         # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a
         # second it is the same
-        if not noted or "RANK" in os.environ and time.time() - noted[0][1] < 1:
+        if not noted or is_distributed() and time.time() - noted[0][1] < 1:
             noted.append((signal.Signals(number).name, time.time()))
             if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
                 os.write(2, b"stopping after this step, with a checkpoint; the same again stops at "

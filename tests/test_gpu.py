@@ -78,7 +78,8 @@ def test_processes_with_cards_meet_over_nccl(monkeypatch):
     met = []
     monkeypatch.setattr(train_gpt2, "find_card", lambda *args: H100)
     monkeypatch.setattr(train_gpt2, "meet", lambda *args: met.append(args))
-    for name, value in dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16").items():
+    words = dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    for name, value in words.items():
         monkeypatch.setenv(name, value)
     process = setup_distributed(TrainConfig())
     assert (process.rank, process.num_processes, process.device) == (11, 16, H100.device)
@@ -90,7 +91,8 @@ def test_a_mac_has_no_torchrun(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     process = setup_distributed(TrainConfig())
     assert process.device == torch.device("mps") and process.dtype == torch.float32
-    monkeypatch.setenv("RANK", "0")
+    for name, value in dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="x", MASTER_PORT="1").items():
+        monkeypatch.setenv(name, value)
     assert "without torchrun" in refusal(setup_distributed, TrainConfig())
 
 
