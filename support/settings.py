@@ -105,7 +105,7 @@ def check_value(f, value):
         most = 2**48 if f.type is int else sys.float_info.max  # what one can count to; what is finite
     # nan is refused too: it compares with nothing
     if number and not (least <= value <= most and value < below):
-        limit = f"at most {most:g}" if below == math.inf else f"below {below:g}"
+        limit = f"at most {most}" if below == math.inf else f"below {below:g}"
         raise UserError(f"--{f.name}={value}: must be at least {least} and {limit}")
     choices = f.metadata["choices"]
     if choices is not None and value not in choices:
@@ -136,6 +136,12 @@ def check_settings(gpt_config, config):
     if config.min_lr > config.max_lr:
         raise UserError(f"min_lr {config.min_lr} is above max_lr {config.max_lr}: try "
                         f"--min_lr={config.max_lr / 10:g}")
+    if config.val_tokens < config.T:
+        raise UserError(f"val_tokens {config.val_tokens} is less than one row of T {config.T}: try "
+                        f"--val_tokens={config.T}")
+    if 0 < config.max_steps < config.warmup_steps:
+        print0(f"warning: the warm-up takes {config.warmup_steps} steps, the run {config.max_steps}: "
+               f"its learning rate never reaches max_lr {config.max_lr:g}")
     if config.T > gpt_config.block_size:
         raise UserError(f"T {config.T} is longer than block_size {gpt_config.block_size}: try "
                         f"--T={gpt_config.block_size}")

@@ -1,0 +1,23 @@
+"""Facts about what a clumsy user does: each is one line that says what to type, or a warning, and never a surprise."""
+import pytest
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--val_tokens=10"], "val_tokens 10 is less than one row of T 32: try --val_tokens=32"),
+    (["--seed=99999999999999"], "--seed=99999999999999: must be at least 0 and at most 8589934592"),
+    (["--dist_timeout_s=99999999999"], "--dist_timeout_s=99999999999: must be at least 1 and at most 10000000"),
+], ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_numbers_that_cannot_work(flags, said, refused):
+    assert said in refused(*flags)
+
+
+def test_the_largest_seed_trains(train):
+    assert train("log", f"--seed={2**33}", "--max_steps=1")["train"][0] > 4
+
+
+def test_a_warm_up_longer_than_the_run_is_said(train, capsys):
+    """The learning rate would never get to where it was asked to go: no error, but worth a line."""
+    train("log", "--warmup_steps=100", "--max_steps=3")
+    assert "the warm-up takes 100 steps, the run 3" in capsys.readouterr().out
+    train("log2", "--warmup_steps=3", "--max_steps=3")
+    assert "warm-up" not in capsys.readouterr().out
