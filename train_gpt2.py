@@ -330,7 +330,7 @@ PRESETS = {  # learning rates of the GPT-3 paper, table 2.1; B for 80 GB
 # 3 the data
 
 def load_tokens(path):
-    """A shard (a flat .npy array of uint16 or uint32 ids) -> its memory map: a page is read when it is touched."""
+    """A shard (a flat .npy array of uint16 or uint32 ids) -> its tokens: a slice is read when it is asked for."""
     return open_shard(path)
 
 def load_data(config):

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,16 +32,47 @@ def read_header(path):
     return tokens
 
 
+@dataclass
+class TokenFile:
+    """
+    The tokens of a shard, which stay on the disk: a slice is read when it is asked for. (A memory
+    map would be shorter, but where its file is cut off while we train, or a network disk has lost
+    it, touching it is a bus error, which kills the process without a word.)
+    """
+    filename: str
+    dtype: np.dtype
+    size: int  # tokens
+    offset: int  # bytes of the header before them
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, part):
+        """tokens[start:stop] -> array. Fewer tokens than that, or none, are a UserError."""
+        start, stop, _ = part.indices(self.size)
+        where = self.offset + start * self.dtype.itemsize
+        try:
+            tokens = np.fromfile(self.filename, self.dtype, count=stop - start, offset=where)
+        except OSError as e:
+            raise UserError(f"{self.filename} cannot be read at offset {start} ({e.strerror or e})", who="me")
+        if len(tokens) < stop - start:
+            raise UserError(f"{self.filename} ends at offset {start + len(tokens)}: it had {self.size} "
+                            "tokens when this run began. Has it been written anew?", who="me")
+        return tokens
+
+    def __array__(self, dtype=None, copy=None):
+        """np.asarray(tokens): all of them."""
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+
 def open_shard(path):
-    """
-    A shard -> its memory map: a page is read when it is touched. Or one line, if it is no shard.
-    """
+    """A shard -> its tokens, of which none is read yet. Or one line, if it is no shard."""
     try:
-        return read_header(path)
+        tokens = read_header(path)
     except Exception as e:  # numpy has many for the many ways in which a file can be damaged
         raise UserError(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python "
-                        "fineweb.py again",
-                        who="node")
+                        "fineweb.py again", who="node")
+    return TokenFile(path, tokens.dtype, len(tokens), tokens.offset)
 
 
 def list_shards(root, split):
