@@ -623,7 +623,11 @@ def main(gpt_config, config, typed):
         checkpoints.restore(checkpoint, raw_model, optimizer, scaler)
         train_loader.position = checkpoint["position"]
         start_step, val_loss = checkpoint["step"], checkpoint.get("val_loss")
+    stream = checkpoints.identify_stream(train_loader)
+    if checkpoint:
+        checkpoints.check_stream(checkpoint, train_loader, stream, config.data_root)
     settings = {"config": asdict(gpt_config), "train_config": asdict(config), "tokenizer": tokenizer.spec,
+                "stream": stream,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     log = RunLog()  # one process writes, and none if --max_steps=0 only asks for an evaluation
     if rank == 0 and config.max_steps > 0:

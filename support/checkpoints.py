@@ -3,6 +3,7 @@ Checkpoints: find, verify, restore, rotate. Come here when a checkpoint is refus
 one was taken than you expect. What must be in one is said in train_gpt2.py, where it is written.
 """
 import glob
+import hashlib
 import os
 import re
 from types import SimpleNamespace
@@ -112,6 +113,42 @@ def check_model(config, weights, source):
     # what is missing in a small one, load_weights names
     if need > 2 * sum(w.numel() for w in weights.values()) + 10**7:
         raise UserError(f"{broken}its config asks for {need} parameters, and they are not there")
+
+
+def identify_stream(loader, n=None):
+    """
+    What tells a loader's stream of tokens from another: how many there are, and a hash of them; of
+    more than 16M tokens, a hash of 64 pieces in even distances. It does not depend on how the
+    stream is cut into shards. n: of the first n tokens only.
+    """
+    n = loader.num_tokens if n is None else n
+    if n <= 2**24:
+        pieces = [(start, min(2**20, n - start)) for start in range(0, n, 2**20)]
+    else:
+        pieces = [(i * (n - 1024) // 63, 1024) for i in range(64)]
+    found = hashlib.sha256()
+    for start, size in pieces:
+        found.update(loader.read(start, size).numpy().astype("<u4"))
+    return {"tokens": n, "sha256": found.hexdigest()}
+
+
+def check_stream(checkpoint, loader, stream, data_root):
+    """UserError if a run would go on with other data than those it began with. stream: the loader's."""
+    path, old = checkpoint["path"], checkpoint.get("stream")
+    if old == stream:
+        return
+    if not isinstance(old, dict) or type(old.get("tokens")) is not int:
+        print0(f"{path} does not say which data it was made on: going on with {data_root}")
+        return
+    grown = checkpoint["position"] <= old["tokens"] < stream["tokens"]
+    if grown and identify_stream(loader, old["tokens"]) == old:
+        print0(f"{data_root} has grown from {old['tokens']:,} to {stream['tokens']:,} tokens: going on")
+        return
+    what = f"{stream['tokens']:,} tokens, and it had {old['tokens']:,}"
+    if old["tokens"] == stream["tokens"]:
+        what = f"{stream['tokens']:,} tokens as before, but they are others"
+    raise UserError(f"the data have changed since {path} was saved: {data_root} has {what}. Bring them "
+                    f"back, or start another run from its weights: --init_from={path} --log_dir=log2")
 
 
 def load_weights(model, weights, source):
