@@ -33,8 +33,12 @@ from support.tokenizer import gpt2_tokenizer
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
 DATA_DIR = "hellaswag"
-# on CUDA (True) enough to fill it; on a CPU what its caches hold: 6.1 items/s with 512, 5.0 with 4096 (124M, 2 cores)
-BATCH_TOKENS = {True: 65536, False: 512}
+# tokens in a batch: on CUDA (True) enough to fill it; on a CPU what its caches hold: 6.1 items/s with
+# 512, 5.0 with 4096 (124M, 2 cores)
+BATCH_TOKENS = {True: 16384, False: 512}
+# logits are by far the largest tensor: of so many positions they take 0.8 GB in float32, on any card
+BATCH_POSITIONS = 4096
+
 # acc, acc_norm of OpenAI's models on all 10,042 items, scored as here
 PUBLISHED = {"gpt2": (0.2859, 0.2955), "gpt2-xl": (0.3842, 0.4893)}
 
@@ -206,16 +210,27 @@ def pack(item, block_size):
 
 def make_batches(items, batch_tokens, block_size):
     """
-    Packed items of about the same length together, so that little is filled up, and no more than batch_tokens tokens in
-    a batch, filling included, so that memory is bounded whatever the items. -> lists of (item number, packed item)
+    Packed items of about the same length together, so that little is filled up. A batch has at most batch_tokens
+    tokens, filling included, and BATCH_POSITIONS scored ones, so that memory is bounded whatever the items; a larger
+    item is a batch of its own. -> lists of (item number, packed item)
     """
-    batches = []
     packed = [(i, pack(item, block_size)) for i, item in enumerate(items)]
-    for i, row in sorted(packed, key=lambda p: -len(p[1][0])):  # the longest first: short memory shows at once
-        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0][1][0]) > batch_tokens:
+    packed.sort(key=lambda p: -len(p[1][0]))  # the longest first: short memory shows at once
+    batches, longest, positions = [], 0, 0
+    for i, row in packed:
+        ids, scored = row[0], row[3]
+        positions += len(scored)
+        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens or positions > BATCH_POSITIONS:
             batches.append([])
+            longest, positions = len(ids), len(scored)
         batches[-1].append((i, row))
     return batches
+
+
+def token_losses(logits, targets):
+    """The loss of each token, in float32, a piece at a time: logits (n, V), targets (n,) -> (n,) on the CPU"""
+    pieces = zip(logits.split(256), targets.split(256), strict=True)
+    return torch.cat([F.cross_entropy(a.float(), b, reduction="none") for a, b in pieces]).cpu()
 
 
 @torch.no_grad()
@@ -243,7 +258,7 @@ def score(model, items, autocast, batch_tokens, rank=0, num_processes=1, before_
             wanted = torch.tensor([r * N + t for r, (_, row) in enumerate(batch) for t in row[3]], device=device)
             targets = torch.tensor([t for _, row in batch for t in row[4]], device=device)
             logits, _ = model(ids, wanted=wanted, pos=pos, mask=mask[:, None])  # (n, V): no others are ever made
-            losses = F.cross_entropy(logits.float(), targets, reduction="none").cpu().double()
+            losses = token_losses(logits, targets).double()
             sums.index_add_(0, torch.tensor([4 * i + e for i, row in batch for e in row[5]]), losses)
     counts = torch.tensor([[len(ending) for ending in endings] for _, endings, _ in items])
     sums = sums.view(-1, 4)
