@@ -11,6 +11,7 @@ from small_runs import ROOT
 FAULTS = """
 import resource, sys
 import numpy as np
+from support.processes import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for _ in range(3):
