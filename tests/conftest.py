@@ -1,14 +1,19 @@
-"""What the tests share: a small text, and ways to train a small model in this process or under torchrun."""
+"""
+What the tests share: a small text and a small corpus, ways to train a small model in this process or under torchrun,
+its checkpoint, and ways to ask for what must be refused.
+"""
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from small_runs import ROOT, TINY, read_log, refusal
+from small_runs import ROOT, TINY, items_of, read_log, refusal, some_documents, write_jsonl
 
+import fineweb
+import play
 import train_gpt2
-
 
 
 @pytest.fixture
@@ -42,10 +47,50 @@ def torchrun(tmp_path, text):
 
 
 @pytest.fixture
+def checkpoint(tmp_path, train):
+    """The path of a model of characters after two steps."""
+    train("log", "--max_steps=2", "--save_every=2")
+    return str(tmp_path / "log" / "model_00002.pt")
+
+
+@pytest.fixture
+def trained(tmp_path, train):
+    """A checkpoint of a tiny model with GPT-2's tokenizer, and a file with 30 items -> the flags that name them."""
+    train("log", "--tokenizer=gpt2", "--max_steps=2", "--save_every=2", "--block_size=128")
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(e) + "\n" for e in items_of(30)))
+    return [f"--model={tmp_path / 'log' / 'model_00002.pt'}", f"--data={tmp_path / 'items.jsonl'}", "--device=cpu",
+            "--dtype=float32"]
+
+
+@pytest.fixture
 def refused(tmp_path, text):
     """refused(*flags) trains the tiny model, which must be refused -> the line that says why."""
     def run(*flags):
         return refusal(train_gpt2.run, [*TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", *flags])
+    return run
+
+
+@pytest.fixture
+def play_refuses():
+    """play_refuses("sample", ...) runs play.py, which must refuse it -> the line that says why."""
+    return lambda *argv: refusal(play.main, [str(a) for a in argv])
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """The path of a .jsonl file with some documents."""
+    return write_jsonl(tmp_path / "corpus" / "a.jsonl", some_documents())
+
+
+@pytest.fixture
+def make(tmp_path, corpus, monkeypatch):
+    """make("name", "--workers=1") makes shards of 3,000 tokens from the corpus -> their directory."""
+    monkeypatch.setattr(fineweb, "BATCH_BYTES", 5000)  # a small corpus in many batches
+    monkeypatch.setattr(fineweb, "AHEAD_BYTES", 30_000)
+
+    def run(name, *flags):
+        fineweb.main([f"--files={corpus}", "--shard_size=3000", f"--out={tmp_path / name}", *flags])
+        return tmp_path / name
     return run
 
 

@@ -12,15 +12,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from small_runs import ROOT, TINY, read_log, refusal, write_shards
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_train import assert_same_bits
+from small_runs import ROOT, TINY, assert_same_bits, fuzz, read_log, refusal, write_shards
 
 import fineweb
 import train_gpt2
 from support import files
-from support.console import UserError
 from tools import faults
 from train_gpt2 import load_checkpoint, load_tokens
 from support.shards import load_meta
@@ -385,41 +381,6 @@ def test_a_shard_with_a_hostile_header(header, tmp_path):
     path = tmp_path / "edufineweb_train_000001.npy"
     path.write_bytes(npy(header, bytes(8)))
     refusal(load_tokens, str(path))
-
-
-def mutated(data, changes):
-    """Bytes with some of them replaced, and perhaps the end cut off: changes are (place, byte), places from 0 to 1."""
-    data = bytearray(data)
-    for place, byte in changes:
-        if byte == 256:
-            data = data[: int(place * len(data))]
-        elif data:
-            data[int(place * (len(data) - 1))] = byte
-    return bytes(data)
-
-
-# most of the damage near the beginning and the end of the file, where the headers are
-places = st.one_of(st.floats(0, 1), st.floats(0, 0.05), st.floats(0.9, 1))
-damage = st.lists(st.tuples(places, st.integers(0, 256)), min_size=1, max_size=6)
-
-
-def fuzz(path, load, right, n):
-    """Whatever bytes of a file are changed: exit code 2, or what loads is right."""
-    with open(path, "rb") as f:
-        good = f.read()
-
-    @given(damage)
-    @settings(max_examples=n, deadline=None, database=None)
-    def check(changes):
-        with open(path, "wb") as f:
-            f.write(mutated(good, changes))
-        try:
-            loaded = load()
-        except UserError as e:
-            assert e.exit_code == 2
-        else:
-            assert right(loaded)
-    check()
 
 
 def fuzz_shards(folder, n):

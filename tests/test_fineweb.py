@@ -1,9 +1,7 @@
 """Facts about fineweb.py: any corpus becomes token shards, and nothing that happens meanwhile changes a byte."""
-import gzip
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -11,7 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import ROOT, TINY, read_log, refusal
+from small_runs import (ROOT, TINY, contents, plain, read_log, refusal, shards, some_documents, stream,
+                        write_jsonl)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,62 +21,6 @@ from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, tr
 from support.shards import load_meta
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
-
-
-def some_documents(n=200, seed=0):
-    """n pieces of a play, some of them empty, some long, one with every kind of sign."""
-    with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
-        text = f.read(300_000)
-    r = random.Random(seed)
-    docs = []
-    for _ in range(n):
-        start, length = r.randrange(len(text)), r.choice((0, 10, 300, 1000, 4000))
-        docs.append(text[start : start + length])
-    return ["", "null \0 byte, 漢字, 😀, é, \r\n, \x85, \u2028, <|endoftext|>, </s>", *docs]
-
-
-def write_jsonl(path, docs):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as f:
-        f.writelines(json.dumps({"id": i, "text": doc}) + "\n" for i, doc in enumerate(docs))
-    return path
-
-
-def plain(docs, tokenizer=None):
-    """What the shards must hold: <|endoftext|>, a document, <|endoftext|>, ... -> list of ids"""
-    t = tokenizer or gpt2_tokenizer()
-    return [i for doc in docs for i in (t.eot, *t.encode(doc))]
-
-
-def shards(folder):
-    return sorted(folder.glob("*.npy"), key=lambda path: path.name[-10:])
-
-
-def stream(folder):
-    """The shards of a directory, one after another -> list of ids"""
-    return [i for path in shards(folder) for i in np.load(path).tolist()]
-
-
-def contents(folder):
-    """Every file of a directory with its bytes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    return write_jsonl(tmp_path / "corpus" / "a.jsonl", some_documents())
-
-
-@pytest.fixture
-def make(tmp_path, corpus, monkeypatch):
-    """make("name", "--workers=1") makes shards of 3,000 tokens from the corpus -> their directory."""
-    monkeypatch.setattr(fineweb, "BATCH_BYTES", 5000)  # a small corpus in many batches
-    monkeypatch.setattr(fineweb, "AHEAD_BYTES", 30_000)
-
-    def run(name, *flags):
-        fineweb.main([f"--files={corpus}", "--shard_size=3000", f"--out={tmp_path / name}", *flags])
-        return tmp_path / name
-    return run
 
 
 @pytest.fixture
@@ -526,8 +469,8 @@ def test_bpe_learned_from_the_corpus(make, bpe):
     """bpe:400 has 400 tokens; two runs, even in different processes, learn the same ones; tokenizer.json keeps them."""
     out = make("out", "--tokenizer=bpe:400")
     assert (out / "tokenizer.json").read_text(encoding="utf-8") == bpe.spec["json"]
-    code = ("import sys, json, test_fineweb as t; from support.tokenizer import train_bpe; "
-            "sys.stdout.buffer.write(train_bpe(t.some_documents(), 400).encode())")
+    code = ("import sys; from small_runs import some_documents; from support.tokenizer import train_bpe; "
+            "sys.stdout.buffer.write(train_bpe(some_documents(), 400).encode())")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join((ROOT, os.path.join(ROOT, "tests")))}
     elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env).stdout
     assert elsewhere.decode() == bpe.spec["json"]

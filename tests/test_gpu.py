@@ -7,17 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import refusal
+from small_runs import H100, refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_gpt2
 from support import processes
 from support.arithmetic import flops_per_token, mfu
-from support.processes import Card, check_kernels, find_card
+from support.processes import check_kernels, find_card
 from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
-
-ARCHS = ("sm_60", "sm_70", "sm_75", "sm_80", "sm_90", "compute_90")
-H100 = Card("cuda", torch.device("cuda", 0), "NVIDIA H100 80GB HBM3", (9, 0), ARCHS)
 
 
 @pytest.mark.parametrize("capability, dtype", [
@@ -53,7 +50,7 @@ def four_cards(monkeypatch):
     """torch says that there are four H100s -> the devices that were set, as a list."""
     chosen = []
     answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
-                   get_arch_list=list(ARCHS))
+                   get_arch_list=list(H100.archs))
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))

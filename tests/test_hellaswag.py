@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from small_runs import ROOT, refusal
+from small_runs import ROOT, items_of, refusal
 
 import hellaswag
 import play
@@ -67,17 +67,6 @@ def test_a_model_that_knows_the_answer_scores_one(row, right):
     """A model that expects just the right ending is right every time; one that expects another ending, never."""
     items = [tokenize_example(ITEM)] * 3
     assert evaluate(Knows(items[0][1][row]), items, contextlib.nullcontext()) == (right, right)
-
-
-def items_of(n):
-    """Items of all lengths, made of words."""
-    generator = torch.Generator().manual_seed(0)
-    words = "the of and a to in he was his with that it for on as had be her at not".split()
-
-    def some(most):
-        n = int(torch.randint(1, most, (), generator=generator))
-        return " ".join(words[int(i)] for i in torch.randint(0, len(words), (n,), generator=generator))
-    return [{"ctx": some(60), "endings": [some(25) for _ in range(4)], "label": i % 4} for i in range(n)]
 
 
 def plain(model, examples):
@@ -215,15 +204,6 @@ def test_the_second_source(n, tmp_path, monkeypatch, capsys):
 def test_a_malformed_line_is_named(line, tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
     assert "items.jsonl, line 2" in refusal(list, hellaswag.read_examples(tmp_path / "items.jsonl"))
-
-
-@pytest.fixture
-def trained(tmp_path, train):
-    """A checkpoint of a tiny model with GPT-2's tokenizer, and a file with 30 items -> the flags that name them."""
-    train("log", "--tokenizer=gpt2", "--max_steps=2", "--save_every=2", "--block_size=128")
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps(e) + "\n" for e in items_of(30)))
-    return [f"--model={tmp_path / 'log' / 'model_00002.pt'}", f"--data={tmp_path / 'items.jsonl'}", "--device=cpu",
-            "--dtype=float32"]
 
 
 def test_by_itself(trained, tmp_path, capsys):

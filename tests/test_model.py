@@ -3,30 +3,16 @@ import math
 
 import pytest
 import torch
-from small_runs import refusal
+from small_runs import TINY_CONFIG, hugging_face_model, refusal
 
 from train_gpt2 import GPT, GPTConfig
-
-TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
-
-
-def hugging_face(folder, **shape):
-    """A GPT-2 with random weights, made and saved by transformers."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
-    with torch.no_grad():
-        for p in model.parameters():  # its biases start at zero, where a wrong sign or place would not show
-            p.add_(0.02 * torch.randn_like(p))
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize("shape", [dict(n_layer=2, n_head=2, n_embd=32, vocab_size=97, n_positions=16), dict()],
                          ids=["tiny", "gpt2"])
 def test_logits_equal_those_of_hugging_face(shape, tmp_path):
     """The same weights give the same logits as transformers' GPT2LMHeadModel, to 1e-5 of their size."""
-    theirs = hugging_face(tmp_path, **shape)
+    theirs = hugging_face_model(tmp_path, **shape)
     ours = GPT.from_pretrained(str(tmp_path)).eval()
     idx = torch.randint(0, theirs.config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -42,7 +28,7 @@ def test_gpt2_has_124439808_parameters():
     assert model.transformer.wte.weight.numel() == 50257 * 768
 
 
-@pytest.mark.parametrize("config", [GPTConfig(), GPTConfig(n_layer=4, n_head=4, n_embd=128), TINY], ids=str)
+@pytest.mark.parametrize("config", [GPTConfig(), GPTConfig(n_layer=4, n_head=4, n_embd=128), TINY_CONFIG], ids=str)
 def test_a_fresh_model_pays_about_ln_vocab_size(config):
     """Before it has learned anything every token is about equally likely: loss = -ln(1 / vocab_size)."""
     torch.manual_seed(1337)
@@ -55,7 +41,7 @@ def test_a_fresh_model_pays_about_ln_vocab_size(config):
 def test_the_past_does_not_see_the_future():
     """Changing token 9 changes no logit at positions 0 to 8, and does change those from 9 on."""
     torch.manual_seed(0)
-    model, idx = GPT(TINY), torch.randint(0, 128, (1, 16))
+    model, idx = GPT(TINY_CONFIG), torch.randint(0, 128, (1, 16))
     other = idx.clone()
     other[0, 9] = (other[0, 9] + 1) % 128
     with torch.no_grad():
@@ -66,8 +52,8 @@ def test_the_past_does_not_see_the_future():
 
 def test_embedding_and_head_are_one_tensor():
     """Training one trains the other: also after loading weights."""
-    model = GPT(TINY)
-    model.load_state_dict(GPT(TINY).state_dict())
+    model = GPT(TINY_CONFIG)
+    model.load_state_dict(GPT(TINY_CONFIG).state_dict())
     assert model.transformer.wte.weight is model.lm_head.weight
 
 
@@ -86,7 +72,7 @@ def test_initial_weights():
 
 def test_weight_decay_is_for_matrices_only():
     """Two groups: what is multiplied is pulled to zero, biases and norms are not. Every parameter is in one of them."""
-    model = GPT(TINY)
+    model = GPT(TINY_CONFIG)
     decayed, others = model.configure_optimizers(0.1, 1e-3).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert all(p.dim() == 2 for p in decayed["params"]) and all(p.dim() == 1 for p in others["params"])
@@ -97,7 +83,7 @@ def test_weight_decay_is_for_matrices_only():
 def test_small_gradients_add_up_to_the_big_one():
     """The gradients of four micro batches, each divided by four, sum to that of the whole batch."""
     torch.manual_seed(0)
-    model, idx = GPT(TINY), torch.randint(0, 128, (8, 17))
+    model, idx = GPT(TINY_CONFIG), torch.randint(0, 128, (8, 17))
     x, y = idx[:, :-1], idx[:, 1:]
     model(x, y)[1].backward()
     whole = [p.grad.clone() for p in model.parameters()]
@@ -111,7 +97,7 @@ def test_small_gradients_add_up_to_the_big_one():
 def test_an_optimizer_can_overfit_one_batch():
     """The first thing to try with a new model: if it cannot learn 64 tokens by heart, it will learn nothing."""
     torch.manual_seed(0)
-    model, idx = GPT(TINY), torch.randint(0, 128, (4, 17))
+    model, idx = GPT(TINY_CONFIG), torch.randint(0, 128, (4, 17))
     optimizer = model.configure_optimizers(0.0, 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -124,13 +110,13 @@ def test_an_optimizer_can_overfit_one_batch():
 def test_samples_have_no_padding_ids_and_can_be_longer_than_the_context():
     """Rows of the embedding beyond the tokenizer's size are never drawn, though a fresh model finds them as likely."""
     torch.manual_seed(0)
-    rows = GPT(TINY).eval().generate(torch.zeros(4, 3, dtype=torch.long), 60, n_vocab=20, top_k=200)
+    rows = GPT(TINY_CONFIG).eval().generate(torch.zeros(4, 3, dtype=torch.long), 60, n_vocab=20, top_k=200)
     assert rows.shape == (4, 63) and rows.max() < 20
 
 
 def test_samples_depend_on_their_generator_only():
     """The same seed gives the same text, and the global random state is left alone: looking changes nothing."""
-    model, idx = GPT(TINY).eval(), torch.zeros(1, 1, dtype=torch.long)
+    model, idx = GPT(TINY_CONFIG).eval(), torch.zeros(1, 1, dtype=torch.long)
     before = torch.get_rng_state()
     a, b, c = (model.generate(idx, 20, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert a.equal(b) and not a.equal(c)
@@ -149,7 +135,7 @@ def replace(path, old, new):
 ], ids=["no weights", "another model", "another depth", "not safetensors"])
 def test_a_directory_that_is_no_gpt2_is_refused(damage, said, tmp_path, capsys):
     """One line that names it, no traceback. pytorch_model.bin, a pickle that could run anything, is never opened."""
-    hugging_face(tmp_path, n_layer=1, n_head=2, n_embd=32, vocab_size=97, n_positions=16)
+    hugging_face_model(tmp_path, n_layer=1, n_head=2, n_embd=32, vocab_size=97, n_positions=16)
     damage(tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
     assert said in refusal(GPT.from_pretrained, str(tmp_path))

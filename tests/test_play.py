@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import ROOT, refusal
+from small_runs import ROOT, random_model, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,31 +25,6 @@ from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_toke
 from support.arithmetic import count_parameters, flops_per_token, memory
 from support.runlog import read_log
 from support.health import compare_to_reference
-
-TINY = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
-
-
-def random_model(config=TINY, seed=0):
-    """A model whose biases are not zero, as they are at the start, where a wrong one would not show."""
-    torch.manual_seed(seed)
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
-
-
-@pytest.fixture
-def checkpoint(tmp_path, train):
-    """The path of a model of characters after two steps."""
-    train("log", "--max_steps=2", "--save_every=2")
-    return str(tmp_path / "log" / "model_00002.pt")
-
-
-@pytest.fixture
-def refused():
-    """refused("sample", ...) runs play.py, which must refuse it -> the line that says why."""
-    return lambda *argv: refusal(play.main, [str(a) for a in argv])
 
 
 # --- writing: the cache, the window, the choice of a token ---------------------------------------------
@@ -215,16 +190,16 @@ def test_gpt2s_tokenizer_as_tokenizer_json(text):
     assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
 
 
-def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, refused, monkeypatch):
+def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, monkeypatch):
     """The disk is full when half of the files are written: one line, and neither a directory nor a rest of one."""
     def full(*args):
         raise OSError(28, "No space left on device")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("dear")
-    assert "there already" in refused("export", checkpoint, tmp_path / "taken")
+    assert "there already" in play_refuses("export", checkpoint, tmp_path / "taken")
     monkeypatch.setattr(play, "save_tokenizer", full)
     before = sorted(tmp_path.rglob("*"))
-    assert "No space left" in refused("export", checkpoint, tmp_path / "hf")
+    assert "No space left" in play_refuses("export", checkpoint, tmp_path / "hf")
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -242,21 +217,21 @@ def edit_safetensors(path, change):
     (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "size mismatch for transformer.ln_f.bias"),
     (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "transformer.ln_f.bias has numbers that are nan"),
 ], ids=["missing", "no embedding", "extra", "wrong shape", "NaN"])
-def test_weights_that_do_not_fit_are_named(change, said, tmp_path, refused):
+def test_weights_that_do_not_fit_are_named(change, said, tmp_path, play_refuses):
     random_model().save_pretrained(tmp_path / "hf", 97)
     edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
-    assert said in refused("info", tmp_path / "hf")
+    assert said in play_refuses("info", tmp_path / "hf")
 
 
 @pytest.mark.parametrize("key, value", [
     ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_layer", "2"), ("n_head", 3),
     ("scale_attn_by_inverse_layer_idx", True), ("model_type", "llama")])
-def test_a_config_of_another_model_is_refused(key, value, tmp_path, refused):
+def test_a_config_of_another_model_is_refused(key, value, tmp_path, play_refuses):
     """Weights alone do not make a model: with another activation the same numbers would mean something else."""
     random_model().save_pretrained(tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, key: value}))
-    assert key in refused("info", tmp_path / "hf")
+    assert key in play_refuses("info", tmp_path / "hf")
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -286,9 +261,9 @@ def test_a_config_of_another_model_is_refused(key, value, tmp_path, refused):
     (["plot", "LOG", "--out=gone/log.png"], "cannot write gone/log.png"),
     (["plot", "LOG", "--reference"], "another tokenizer than GPT-2's"),
 ], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
-def test_wrong_input(argv, said, checkpoint, refused):
+def test_wrong_input(argv, said, checkpoint, play_refuses):
     there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
-    assert said in refused(*[there.get(a, a) for a in argv])
+    assert said in play_refuses(*[there.get(a, a) for a in argv])
 
 
 @pytest.mark.parametrize("change, said", [
@@ -298,26 +273,26 @@ def test_wrong_input(argv, said, checkpoint, refused):
     (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
     (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
 ], ids=str)
-def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, refused):
+def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_refuses):
     """Whatever stands in the file: one line, no traceback."""
     torch.save({**torch.load(checkpoint, weights_only=True), **change}, checkpoint)
-    assert said in refused("info", checkpoint)
+    assert said in play_refuses("info", checkpoint)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_only_regular_files_are_opened(tmp_path, refused):
+def test_only_regular_files_are_opened(tmp_path, play_refuses):
     """A pipe that nobody writes to would be read for ever."""
     os.mkfifo(tmp_path / "pipe.pt")
     random_model().save_pretrained(tmp_path / "hf")
     os.remove(tmp_path / "hf" / "config.json")
     os.mkfifo(tmp_path / "hf" / "config.json")
     os.mkfifo(tmp_path / "log.txt")
-    assert "there is no model" in refused("info", tmp_path / "pipe.pt")
-    assert "has no config.json" in refused("info", tmp_path / "hf")
-    assert "there is no log" in refused("plot", tmp_path)
+    assert "there is no model" in play_refuses("info", tmp_path / "pipe.pt")
+    assert "has no config.json" in play_refuses("info", tmp_path / "hf")
+    assert "there is no log" in play_refuses("plot", tmp_path)
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_text(checkpoint, refused):
+def test_an_empty_prompt_is_the_beginning_of_a_text():
     """It starts from <|endoftext|>, the token before every document; without such a token it is refused."""
     tokenizer = make_tokenizer("char", "abc")
     assert play.tokenize(tokenizer, "") == [tokenizer.eot] and play.tokenize(tokenizer, "cab") == [3, 1, 2]

@@ -6,14 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import ROOT, TINY, read_log
-
-
-def assert_same_losses(a, b, steps=range(10)):
-    for stream, tolerance in (("train", 1e-5), ("norm", 2e-4), ("val", 1.01e-4)):
-        shared = a[stream].keys() & b[stream].keys()
-        assert shared >= (set(steps) if stream != "val" else set())
-        assert all(abs(a[stream][s] - b[stream][s]) <= tolerance for s in shared), stream
+from small_runs import ROOT, TINY, assert_same_losses, read_log
 
 
 def test_shares_take_the_steps_of_one_process(train, torchrun, tmp_path, text):

@@ -5,24 +5,10 @@ import types
 
 import pytest
 import torch
-from small_runs import read_log, refusal
+from small_runs import assert_same_bits, read_log, refusal
 
 import train_gpt2
 from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr, load_checkpoint
-
-
-def states(checkpoint):
-    """All tensors of a checkpoint, model and optimizer, by name."""
-    c = load_checkpoint(str(checkpoint))
-    moments = {f"{name}.{k}": v for name, s in c["optimizer"]["state"].items() for k, v in s.items()}
-    return {**c["model"], **moments}
-
-
-def assert_same_bits(a, b):
-    a, b = states(a), states(b)
-    assert a.keys() == b.keys() and len(a) > 50
-    for name in a:
-        assert a[name].equal(b[name]), name
 
 
 def test_learning_rate():
@@ -209,7 +195,6 @@ def test_start_from_other_weights(train, tmp_path):
     first = train("first", "--save_every=10", "--eval_every=10")
     second = train("second", f"--init_from={tmp_path / 'first' / 'model_00010.pt'}", "--eval_every=10", "--max_steps=1")
     assert second["val"][0] == first["val"][10] and second["lr"][0] == first["lr"][0]
-
 
 
 def save_as_the_original(path, monkeypatch, **extra):
