@@ -137,27 +137,3 @@ def test_help_lists_every_flag_with_its_default():
     for cls in (train_gpt2.GPTConfig, train_gpt2.TrainConfig):
         for name, field in cls.__dataclass_fields__.items():
             assert f"--{name}" in out.stdout and f"[{field.default}]" in out.stdout
-
-
-@pytest.mark.parametrize("flags, said", [
-    (["--data_root=nowhere"], "no train shards in nowhere"),
-    (["--B=3"], "--total_batch_size=192"),
-    (["--resume=gone.pt"], "gone.pt is not a usable checkpoint"),
-], ids=lambda v: v[0] if isinstance(v, list) else "")
-def test_an_error_that_all_processes_share_is_said_once(flags, said, torchrun):
-    """Two processes, one line, no traceback of ours, no hang."""
-    result = torchrun(2, "log", *flags)
-    assert result.returncode != 0 and result.stderr.count("error: ") == 1 and said in result.stderr
-    assert "train_gpt2.py\", line" not in result.stderr
-
-
-def test_an_error_of_one_process_ends_all(tmp_path, torchrun):
-    """The second process alone meets a bad token: it names the place, and the first, which waits for it, is stopped."""
-    write_shards(tmp_path / "shards", [500, 600])
-    path = tmp_path / "shards" / "edufineweb_train_000001.npy"
-    tokens = np.load(path)
-    tokens[200] = 60000  # B * T = 128 tokens are the first process's, the next 128 the second's
-    np.save(path, tokens)
-    result = torchrun(2, "log", f"--data_root={tmp_path / 'shards'}")
-    assert result.returncode != 0 and result.stderr.count("error: ") == 1
-    assert "has token 60000 at offset 200" in result.stderr and "line" not in result.stderr.split("error: ")[0]

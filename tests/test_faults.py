@@ -5,14 +5,12 @@ import resource
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from small_runs import ROOT, TINY, assert_same_bits, fuzz, read_log, refusal, write_shards
+from small_runs import TINY, fuzz, read_log, refusal, write_shards
 
 import fineweb
 import train_gpt2
@@ -29,27 +27,6 @@ from support.processes import catch_signals
 def test_a_run_killed_at_any_moment_loses_nothing(tmp_path):
     """SIGKILL twice, once inside a checkpoint write: in the end the same bits. (tools/faults.py does it 200 times.)"""
     assert faults.torture(str(tmp_path), kills=2, steps=100, processes=1, dtype="float32")[0] == 2
-
-
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_asked_to_stop_a_run_saves_and_goes_on_later(processes, number, tmp_path):
-    """The step is finished and saved; exit code 0; the resumed run ends as one that was never stopped."""
-    flags = (f"--data_root={os.path.join(ROOT, 'input.txt')}", "--dtype=float32", "--max_steps=100", "--save_every=0")
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    assert faults.start(1, str(tmp_path / "whole"), *flags[:-1], "--save_every=100").wait() == 0
-    run = faults.start(processes, str(tmp_path / "parts"), *flags[:-1], "--save_every=9999")
-    assert faults.wait_for(run, "step     9 | loss:")
-    os.kill(run.pid, number)
-    out = run.communicate()[0]
-    assert f"stopped by {signal.Signals(number).name}: " in out and "saved" in out and 'train_gpt2.py", line' not in out
-    assert run.returncode == 0 or processes > 1, out  # (torchrun itself ends with 1 when it was signalled)
-    run = faults.start(1, str(tmp_path / "parts"), *flags[:-1], "--save_every=100", "--dropout=0.1")
-    out = run.communicate()[0]
-    assert run.returncode == 0 and "resuming from" in out
-    if processes == 1:  # (two processes draw other random numbers for dropout than one)
-        assert_same_bits(tmp_path / "whole" / "model_00100.pt", tmp_path / "parts" / "model_00100.pt")
-    assert list(read_log(tmp_path / "parts")["train"]) == list(range(100))
 
 
 def test_a_second_signal_ends_the_process_at_once(monkeypatch):
@@ -83,60 +60,6 @@ def test_an_eval_does_not_keep_a_stop_waiting(train, monkeypatch, tmp_path, caps
     assert list(log["train"]) == [0, 1, 2, 3] and list(log["val"]) == [0]
     assert "stopped by SIGTERM: 4 steps are done" in capsys.readouterr().out
     assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as f:
-        return [int(child) for child in f.read().split()]
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to find the processes of torchrun")
-def test_torchrun_restarts_a_run_that_has_lost_a_process(tmp_path):
-    """One of two processes is killed: torchrun starts both again, from the newest checkpoint, and nothing shows."""
-    flags = [f"--data_root={os.path.join(ROOT, 'input.txt')}", "--dtype=float32", "--max_steps=60", "--save_every=20"]
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = faults.start(2, str(tmp_path / "whole"), *flags)
-    assert whole.wait() == 0, whole.stdout.read()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    run = subprocess.Popen([*torchrun, os.path.join(ROOT, "train_gpt2.py"), *faults.FLAGS[:-1], *flags,
-                            f"--log_dir={tmp_path / 'parts'}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert faults.wait_for(run, "step    30 | loss:")
-    os.kill(children(run.pid)[1], signal.SIGKILL)
-    out = run.communicate(timeout=120)[0]
-    assert run.returncode == 0 and "resuming from" in out, out
-    assert_same_bits(tmp_path / "whole" / "model_00060.pt", tmp_path / "parts" / "model_00060.pt")
-    assert read_log(tmp_path / "whole")["train"] == read_log(tmp_path / "parts")["train"]
-
-
-@pytest.mark.slow
-def test_a_silent_process_is_waited_for_no_longer_than_the_time_limit(torchrun, monkeypatch, tmp_path):
-    """A process that hangs does not keep the others for ever: --dist_timeout_s, then one line and the end of all."""
-    code = (f"import os, sys, time; sys.path.insert(0, {ROOT!r}); import train_gpt2 as t; real = t.get_lr\n"
-            "t.get_lr = lambda step, config: time.sleep(60 * (step == 3 and os.environ['RANK'] == '1')) or "
-            "real(step, config)\nt.run(sys.argv[1:])")
-    (tmp_path / "hang.py").write_text(code)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run([*torchrun, str(tmp_path / "hang.py"), *TINY, f"--data_root={ROOT}/input.txt",
-                             f"--log_dir={tmp_path / 'log'}", "--dist_timeout_s=5"], capture_output=True, text=True,
-                            timeout=100)
-    assert result.returncode != 0 and "lost another process" in result.stderr, result.stderr
-    assert "step     2 | loss" in result.stdout and "step     3 | loss" not in result.stdout
-
-
-def test_two_machines_are_one_run(tmp_path, text, train):
-    """Two torchruns that meet at a port, as on two machines: the losses of one process."""
-    one = train("one")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29517", "--rdzv-id=two", "--local-addr=127.0.0.1"]
-    runs = [subprocess.Popen([*torchrun, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}",
-                              f"--log_dir={tmp_path / 'two'}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    out = [run.communicate(timeout=120)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], out
-    two = read_log(tmp_path / "two")
-    assert all(abs(one["train"][s] - two["train"][s]) <= 1e-5 for s in range(10))
 
 
 # --- the disk ---------------------------------------------------------------------------------------
@@ -258,12 +181,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(train, refused):
     err = refused("--resume=auto", "--max_steps=20", "--max_lr=1e30", "--min_lr=1e30", "--save_every=20")
     assert "nan" in err or "inf" in err
     assert "256 tokens from" in err and "offset" in err and "model_00005.pt" in err
-
-
-def test_two_processes_end_together_when_a_loss_is_not_finite(torchrun):
-    result = torchrun(2, "log", "--max_lr=1e30", "--min_lr=1e30", "--max_steps=30")
-    assert result.returncode != 0 and result.stderr.count("error: step ") == 1, result.stderr
-    assert 'train_gpt2.py", line' not in result.stderr
 
 
 def test_a_gradient_far_above_its_recent_range_is_reported(train, monkeypatch, capsys):

@@ -3,7 +3,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -193,35 +192,6 @@ def test_dead_at_every_rename_and_gone_on(after, kind, make, tmp_path, monkeypat
         except Died:
             pass
     assert deaths > 5 and contents(tmp_path / "killed") == undisturbed
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_killed_with_sigkill(workers, make, corpus, tmp_path):
-    """A real process, really killed, three times after some shards: the fourth run ends with the undisturbed shards."""
-    command = [sys.executable, os.path.join(ROOT, "fineweb.py"), f"--files={corpus}", "--shard_size=3000",
-               f"--out={tmp_path / 'killed'}", f"--workers={workers}"]
-    for i in range(3):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
-            for _ in range(i + 2):
-                assert b"edufineweb_" in process.stdout.readline()
-            process.kill()
-    assert not (json.loads((tmp_path / "killed" / "meta.json").read_text()))["done"]
-    make("killed")
-    assert contents(tmp_path / "killed") == contents(make("undisturbed"))
-
-
-def test_ctrl_c_leaves_no_half_shard(make, corpus, tmp_path):
-    """One line, no traceback; what is finished stays, and the same command goes on."""
-    command = [sys.executable, os.path.join(ROOT, "fineweb.py"), f"--files={corpus}", "--shard_size=300",
-               f"--out={tmp_path / 'out'}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1 and "the same command goes on" in err, err
-    assert not list((tmp_path / "out").glob("*.tmp*"))
-    assert stream(make("out", "--shard_size=300")) == plain(some_documents())
 
 
 def test_a_second_run_says_that_everything_is_there(make, monkeypatch, capsys):

@@ -5,9 +5,6 @@ import io
 import json
 import math
 import os
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -204,21 +201,6 @@ def test_the_second_source(n, tmp_path, monkeypatch, capsys):
 def test_a_malformed_line_is_named(line, tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
     assert "items.jsonl, line 2" in refusal(list, hellaswag.read_examples(tmp_path / "items.jsonl"))
-
-
-def test_by_itself(trained, tmp_path, capsys):
-    """One line with acc, acc_norm, its standard error and n, the same for two processes; --limit takes the first."""
-    capsys.readouterr()
-    play.main(["hellaswag", *trained, "--batch_tokens=300"])
-    line = capsys.readouterr().out.splitlines()[0]
-    assert re.search(r"model_00002.pt: acc 0.\d{4}, acc_norm 0.\d{4} \+- 0.\d{4} \(standard error\), n 30$", line)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               os.path.join(ROOT, "hellaswag.py"), *trained]
-    two = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert two.returncode == 0 and line in two.stdout, two.stderr
-    play.main(["hellaswag", *trained, "--limit=7"])
-    assert "n 7\n" in capsys.readouterr().out
 
 
 def test_the_published_figures_are_compared_with_the_whole_split_only():

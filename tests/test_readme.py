@@ -1,5 +1,6 @@
 """Facts about README.md: what it tells one to type works, what it prints is printed, what it points to exists."""
 import csv
+import glob
 import io
 import json
 import os
@@ -300,12 +301,11 @@ def test_links_lead_somewhere():
 
 def test_the_tests_that_are_named_exist():
     defined = set()
-    for name in os.listdir(os.path.join(ROOT, "tests")):
-        if name.endswith(".py"):
-            defined.add(name.removesuffix(".py"))
-            with open(os.path.join(ROOT, "tests", name), encoding="utf-8") as f:
-                defined |= set(re.findall(r"^def (test_\w+)", f.read(), re.MULTILINE))
-    assert set(re.findall(r"\btest_\w+", README)) - defined == set()
+    for path in glob.glob(os.path.join(ROOT, "tests", "**", "*.py"), recursive=True):
+        defined |= {os.path.basename(path).removesuffix(".py"), os.path.relpath(path, ROOT).replace(os.sep, "/")}
+        with open(path, encoding="utf-8") as f:
+            defined |= set(re.findall(r"^def (test_\w+)", f.read(), re.MULTILINE))
+    assert set(re.findall(r"\btest_\w+|\btests/[\w/]+\.py", README)) - defined == set()
 
 
 def test_the_reference_table_is_that_of_the_curve():

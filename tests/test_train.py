@@ -111,42 +111,6 @@ def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     assert sorted(p.name for p in (tmp_path / "log").glob("*.pt")) == [f"model_{s:05d}.pt" for s in (6, 8, 10)]
 
 
-def test_two_processes_take_exactly_the_steps_of_one(train, torchrun, tmp_path):
-    """
-    Losses and validation losses agree to 1e-5 over ten steps, with two micro steps in each process. (Set the sync flag
-    after the forward instead of before it, and this fails: the gradients of all but the first micro step are lost.)
-    """
-    one = train("one", "--eval_every=5", "--B=4")
-    result = torchrun(2, "two", "--eval_every=5", "--B=2", "--total_batch_size=256")
-    assert result.returncode == 0, result.stderr
-    two = read_log(tmp_path / "two")
-    for stream, tolerance in (("train", 1e-5), ("norm", 2e-4), ("val", 1.01e-4)):
-        assert one[stream].keys() == two[stream].keys()
-        for step in one[stream]:
-            assert abs(one[stream][step] - two[stream][step]) <= tolerance, (stream, step)
-
-
-def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_path):
-    """Saved by one process, resumed by two: the same data in the same order, the same losses to 1e-5."""
-    whole = train("log", "--save_every=5", "--keep_last=5")
-    (tmp_path / "log" / "model_00010.pt").unlink()
-    result = torchrun(2, "log", "--resume=auto", "--save_every=5")
-    assert result.returncode == 0, result.stderr
-    resumed = read_log(tmp_path / "log")
-    assert all(abs(whole["train"][s] - resumed["train"][s]) <= 1e-5 for s in range(10))
-    assert load_checkpoint(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
-
-
-def test_two_processes_resume_exactly_with_dropout(torchrun, tmp_path):
-    """Each rank's random numbers depend on seed, step and rank only: no generator's state has to be saved."""
-    flags = ("--dropout=0.2", "--save_every=5", "--keep_last=5")
-    assert torchrun(2, "whole", *flags).returncode == 0
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "model_00005.pt").write_bytes((tmp_path / "whole" / "model_00005.pt").read_bytes())
-    assert torchrun(2, "parts", *flags, "--resume=auto").returncode == 0
-    assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
-
-
 def test_nothing_is_compiled_after_the_first_step(train, monkeypatch):
     """The compiled model sees one shape only: evals, samples and HellaSwag go through the plain one."""
     needs_a_compiler()
