@@ -1,33 +1,8 @@
-"""Facts about the bench, and about what it found."""
+"""Facts about the bench."""
 import contextlib
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from small_runs import ROOT
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from support.processes import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    gradients = [np.full(8_000_000 // 8, 1.0) for _ in range(20)]
-    del gradients
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="a setting of glibc's")
-def test_freed_memory_is_kept():
-    """The same 160 MB again: 39,000 pages of 4 KB that the kernel would have to zero once more, or that are kept."""
-    given_back, kept = (int(subprocess.run([sys.executable, "-c", FAULTS, word], cwd=ROOT, check=True, text=True,
-                                           capture_output=True).stdout) for word in ("give", "keep"))
-    assert kept < 1000 < given_back
 
 
 def test_a_line_of_the_table():

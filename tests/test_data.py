@@ -2,12 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from small_runs import refusal, write_shards
+from small_runs import write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_gpt2 import DataLoaderLite, load_tokens
-from support.tokenizer import CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer
 
 
 def load(folder):
@@ -78,26 +77,3 @@ def test_shards_of_both_widths(dtype, tmp_path):
     write_shards(tmp_path, [4, 40], dtype=dtype)
     assert load(tmp_path)[0].dtype == dtype
     assert DataLoaderLite(load(tmp_path), 1, 8).next_batch()[0].tolist() == [list(range(4, 12))]
-
-
-def test_gpt2s_tokenizer():
-    """50,257 tokens, the last of them <|endoftext|>; the lecture's prompt in its eight tokens."""
-    t = gpt2_tokenizer()
-    assert (t.n_vocab, t.eot) == (50257, 50256)
-    assert t.encode("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
-    assert t.decode([50256]) == "<|endoftext|>"
-
-
-@given(st.text())
-@settings(max_examples=200, deadline=None)
-def test_text_to_tokens_to_text_is_the_identity(text):
-    """For any text, also one that spells <|endoftext|>: a document cannot inject the token that separates documents."""
-    text += "<|endoftext|>"
-    for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
-        ids = t.encode(text)
-        assert t.decode(ids) == text and t.eot not in ids and max(ids) < t.n_vocab
-        assert load_tokenizer(t.spec).encode(text) == ids, "the spec in a checkpoint makes the same tokenizer"
-
-
-def test_a_character_tokenizer_names_what_it_does_not_know():
-    assert "'x'" in refusal(CharTokenizer("abc").encode, "abx")

@@ -8,13 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import (ROOT, TINY, contents, plain, read_log, refusal, shards, some_documents, stream,
+from small_runs import (ROOT, contents, plain, refusal, shards, some_documents, stream,
                         write_jsonl)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fineweb
-import train_gpt2
 from support.console import UserError
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 from support.shards import load_meta
@@ -479,48 +478,6 @@ def test_another_tokenizer_file_of_the_same_name(make, refused, tmp_path):
     make("out", f"--tokenizer={path}")
     path.write_text(word_tokenizer(11))
     assert "another tokenizer (mine.json" in refused("out", f"--tokenizer={path}")
-
-
-@pytest.mark.parametrize("tokenizer, rows", [("gpt2", 50304), ("char", 128), ("bpe:300", 384)])
-def test_training_picks_the_tokenizer_up(tokenizer, rows, make, tmp_path, capsys):
-    """The size of the model, the samples, the checkpoint: all from meta.json. HellaSwag is for GPT-2's only."""
-    out = make("out", f"--tokenizer={tokenizer}")
-    flags = [f for f in TINY if f != "--no-hellaswag"] if tokenizer != "gpt2" else TINY
-    flags = [*flags, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}", "--max_steps=3", "--save_every=3"]
-    train_gpt2.run(flags)
-    assert ("no HellaSwag" in capsys.readouterr().out) == (tokenizer != "gpt2")
-    checkpoint = train_gpt2.load_checkpoint(tmp_path / "log" / "model_00003.pt")
-    assert checkpoint["config"]["vocab_size"] == rows
-    assert load_tokenizer(checkpoint["tokenizer"]).encode("to be") == load_meta(str(out)).encode("to be")
-    train_gpt2.run([*flags, "--resume=auto", "--max_steps=4"])
-    assert len(read_log(tmp_path / "log")["train"]) == 4
-
-
-def hostile(key, value):
-    def damage(out):
-        meta = json.loads((out / "meta.json").read_text())
-        (meta["shards"][1] if key in meta["shards"][1] and key != "tokens" else meta)[key] = value
-        (out / "meta.json").write_text(json.dumps(meta))
-    return damage
-
-
-@pytest.mark.parametrize("damage", [
-    lambda out: (out / "meta.json").write_text("{"), lambda out: (out / "meta.json").write_text("[]"),
-    lambda out: (out / "meta.json").write_bytes(b"\xff\xfe\0"),
-    lambda out: (out / "meta.json").write_text("[" * 100_000),
-    hostile("name", "../../etc/passwd"), hostile("name", "/dev/zero"), hostile("name", "edufineweb_train_999999.npy"),
-    hostile("dtype", "object"), hostile("dtype", "uint32"), hostile("n_vocab", 7), hostile("n_vocab", "7"),
-    hostile("tokenizer", {"name": "../x"}), hostile("tokenizer", {"name": "bpe", "file": "/etc/passwd"}),
-    hostile("tokenizer", {"name": "char"}), hostile("tokenizer", 5), hostile("shards", 5), hostile("shards", [5]),
-    lambda out: shutil.copy(shards(out)[-1], shards(out)[1]),
-    lambda out: shards(out)[1].unlink(),
-    lambda out: (shards(out)[1].unlink(), os.mkfifo(out / "edufineweb_train_000001.npy")),
-], ids=range(20))
-def test_a_damaged_directory_is_refused_when_training_starts(damage, make, tmp_path, capsys):
-    """Names, types, headers and sizes are checked: one line, whoever made the directory."""
-    out = make("out")
-    damage(out)
-    refusal(train_gpt2.run, [*TINY, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}"])
 
 
 def test_help_is_the_docstring_and_every_flag():

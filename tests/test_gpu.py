@@ -12,8 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_gpt2
 from support import processes
-from support.arithmetic import flops_per_token, mfu
-from support.processes import check_kernels, find_card
 from train_gpt2 import DataLoaderLite, TrainConfig, choose_dtype, load_checkpoint, setup_distributed
 
 
@@ -26,48 +24,6 @@ def test_dtype_by_compute_capability(capability, dtype):
     chosen, reason = choose_dtype(TrainConfig(), card)
     assert chosen == dtype and f"{capability[0]}.{capability[1]}" in reason
     assert choose_dtype(TrainConfig(dtype="float32"), card) == (torch.float32, "as asked for")
-
-
-@pytest.mark.parametrize("capability, archs, runs", [
-    ((7, 0), ("sm_75", "sm_80", "compute_120"), False),  # V100 with a build for CUDA 13
-    ((7, 0), ("sm_50", "sm_70"), True),
-    ((8, 6), ("sm_80",), True),
-    ((8, 0), ("sm_86",), False),
-    ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
-    ((10, 0), ("sm_90a",), False),
-])
-def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
-    """One line that names the build to install, instead of `no kernel image` in the first layer."""
-    card = replace(H100, capability=capability, archs=archs)
-    if runs:
-        assert check_kernels(card) is None
-    else:
-        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), card)
-
-
-@pytest.fixture
-def four_cards(monkeypatch):
-    """torch says that there are four H100s -> the devices that were set, as a list."""
-    chosen = []
-    answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
-                   get_arch_list=list(H100.archs))
-    for name, answer in answers.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
-    return chosen
-
-
-def test_one_gpu_for_each_process(four_cards):
-    """Process 3 of its machine takes GPU 3; a fifth process finds no GPU."""
-    card = find_card("auto", local_rank=3, num_processes=16)
-    assert (card.kind, card.device, four_cards) == ("cuda", torch.device("cuda", 3), ["cuda:3"])
-    assert "no GPU 4" in refusal(find_card, "auto", 4, 16)
-
-
-def test_one_process_may_choose_its_gpu(four_cards):
-    assert find_card("cuda:2", 0, 1).device == torch.device("cuda", 2)
-    assert find_card("auto", 0, 1).device == torch.device("cuda", 0)
-    assert four_cards == ["cuda:2", "cuda:0"]
 
 
 def test_processes_with_cards_meet_over_nccl(monkeypatch):
@@ -134,20 +90,6 @@ def test_the_whole_program_on_a_pretended_gpu(train, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "cuda, bfloat16 (native at compute capability 9.0)" in out
     assert len(re.findall(r"\| mfu \d+\.\d%", out)) == 10
-
-
-@pytest.mark.parametrize("card, peak", [
-    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A100-SXM4-80GB", 312), ("Tesla T4", 65),
-    ("Tesla V100-SXM2-16GB", 125), ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA L4", 121), ("NVIDIA L40S", 362),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 3090 Ti", None), ("NVIDIA A10G", None),
-    ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("Pretended GPU", None), ("", None)])
-def test_the_share_of_a_cards_peak(card, peak):
-    """124M at T = 1024 takes 8.55e8 FLOPs a token, for 100,000 tokens/s 8.6% of an H100. Unknown cards show nothing."""
-    config = train_gpt2.GPTConfig(vocab_size=50257)
-    flops = flops_per_token(config, 1024)
-    assert flops == pytest.approx(8.55e8, rel=1e-3)
-    expected = f" | mfu {100 * flops * 100_000 / (peak * 1e12):.1f}%" if peak else ""
-    assert mfu(card, config, 1024, 100_000) == expected
 
 
 class Waits(TorchDispatchMode):

@@ -1,8 +1,6 @@
 """Facts about using a model: how it writes, what it is saved as, and what play.py makes of both."""
 import contextlib
-import functools
 import io
-import json
 import os
 import struct
 import subprocess
@@ -17,14 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import play
-import train_gpt2
 from train_gpt2 import GPT, GPTConfig, load_model
-from support.settings import SHAPE
-from support.tokenizer import (gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
+from support.tokenizer import (gpt2_tokenizer, load_tokenizer, make_tokenizer,
                                save_tokenizer)
-from support.arithmetic import count_parameters, flops_per_token, memory
-from support.runlog import read_log
-from support.health import compare_to_reference
+from support.arithmetic import count_parameters, flops_per_token
 
 
 # --- writing: the cache, the window, the choice of a token ---------------------------------------------
@@ -122,18 +116,6 @@ def test_generation_in_every_dtype(dtype):
 
 # --- saving ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("n_layer, n_head", [(12, 12), (24, 16), (36, 20), (48, 25)],
-                         ids=["gpt2", "medium", "large", "xl"])
-def test_save_and_load_is_the_identity(n_layer, n_head, tmp_path):
-    """Bit for bit, in the shapes of all four GPT-2s (but for their width). The padding rows are left out."""
-    model = random_model(GPTConfig(16, 128, n_layer, n_head, 2 * n_head))
-    model.save_pretrained(tmp_path, n_vocab=97)
-    again = GPT.from_pretrained(str(tmp_path))
-    assert again.config == GPTConfig(16, 97, n_layer, n_head, 2 * n_head)
-    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
-        assert (a[:97] if name in ("transformer.wte.weight", "lm_head.weight") else a).equal(b), name
-
-
 def bpe_tokenizer(text):
     """A byte-level BPE of 300 tokens, as a tokenizer of ours."""
     tokenizers = pytest.importorskip("tokenizers")
@@ -174,22 +156,6 @@ def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
     assert made[0]["generated_text"].startswith(words[:9])
 
 
-@functools.lru_cache
-def exported_gpt2_tokenizer():
-    return hugging_face_tokenizer(gpt2_tokenizer())
-
-
-@given(st.text())
-@settings(max_examples=100, deadline=None)
-def test_gpt2s_tokenizer_as_tokenizer_json(text):
-    """The merges are nowhere in assets/gpt2.tiktoken, and yet in it: a token's rank tells which two it is made from."""
-    pytest.importorskip("tokenizers")
-    hf = exported_gpt2_tokenizer()
-    text = text.replace("<|endoftext|>", "")  # which theirs reads as the token, ours as 13 characters
-    assert hf.encode(text).ids == gpt2_tokenizer().encode(text)
-    assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
-
-
 def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, monkeypatch):
     """The disk is full when half of the files are written: one line, and neither a directory nor a rest of one."""
     def full(*args):
@@ -201,37 +167,6 @@ def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, mon
     before = sorted(tmp_path.rglob("*"))
     assert "No space left" in play_refuses("export", checkpoint, tmp_path / "hf")
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def edit_safetensors(path, change):
-    from safetensors.torch import load_file, save_file
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
-
-
-@pytest.mark.parametrize("change, said", [
-    (lambda w: w.pop("transformer.h.1.mlp.c_fc.bias"), 'Missing key(s) in state_dict: "transformer.h.1.mlp.c_fc.bias"'),
-    (lambda w: w.pop("transformer.wte.weight"), "transformer.wte.weight"),
-    (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "Unexpected key(s) in state_dict"),
-    (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "size mismatch for transformer.ln_f.bias"),
-    (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "transformer.ln_f.bias has numbers that are nan"),
-], ids=["missing", "no embedding", "extra", "wrong shape", "NaN"])
-def test_weights_that_do_not_fit_are_named(change, said, tmp_path, play_refuses):
-    random_model().save_pretrained(tmp_path / "hf", 97)
-    edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
-    assert said in play_refuses("info", tmp_path / "hf")
-
-
-@pytest.mark.parametrize("key, value", [
-    ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_layer", "2"), ("n_head", 3),
-    ("scale_attn_by_inverse_layer_idx", True), ("model_type", "llama")])
-def test_a_config_of_another_model_is_refused(key, value, tmp_path, play_refuses):
-    """Weights alone do not make a model: with another activation the same numbers would mean something else."""
-    random_model().save_pretrained(tmp_path / "hf")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, key: value}))
-    assert key in play_refuses("info", tmp_path / "hf")
 
 
 # --- the command line ------------------------------------------------------------------------------------
@@ -264,32 +199,6 @@ def test_a_config_of_another_model_is_refused(key, value, tmp_path, play_refuses
 def test_wrong_input(argv, said, checkpoint, play_refuses):
     there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
     assert said in play_refuses(*[there.get(a, a) for a in argv])
-
-
-@pytest.mark.parametrize("change, said", [
-    (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
-    (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
-    (dict(model={}), "Missing key(s)"),
-    (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
-    (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
-], ids=str)
-def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_refuses):
-    """Whatever stands in the file: one line, no traceback."""
-    torch.save({**torch.load(checkpoint, weights_only=True), **change}, checkpoint)
-    assert said in play_refuses("info", checkpoint)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_only_regular_files_are_opened(tmp_path, play_refuses):
-    """A pipe that nobody writes to would be read for ever."""
-    os.mkfifo(tmp_path / "pipe.pt")
-    random_model().save_pretrained(tmp_path / "hf")
-    os.remove(tmp_path / "hf" / "config.json")
-    os.mkfifo(tmp_path / "hf" / "config.json")
-    os.mkfifo(tmp_path / "log.txt")
-    assert "there is no model" in play_refuses("info", tmp_path / "pipe.pt")
-    assert "has no config.json" in play_refuses("info", tmp_path / "hf")
-    assert "there is no log" in play_refuses("plot", tmp_path)
 
 
 def test_an_empty_prompt_is_the_beginning_of_a_text():
@@ -354,15 +263,6 @@ def test_importing_is_light():
 
 # --- runs ------------------------------------------------------------------------------------------------
 
-def test_a_log_is_read_whatever_happened_to_it(tmp_path):
-    """Notes, a half line at the end, a step that stands twice (the later one counts), a NaN."""
-    (tmp_path / "log.txt").write_text("# tried a new seed\n0 train 4.5\n0 val 4.6\n1 train 4.4\n0 train 4.55\n"
-                                      "1 val nan\n2 trai")
-    log, run_settings = read_log(str(tmp_path))
-    assert log == {"train": {0: 4.55, 1: 4.4}, "val": {0: 4.6}} and run_settings == {}
-    assert read_log(str(tmp_path / "log.txt"))[0] == log
-
-
 def size(png):
     """Width and height of a picture, which stand at its beginning."""
     return struct.unpack(">II", png.read_bytes()[16:24])
@@ -378,32 +278,6 @@ def test_plot(flags, tmp_path, capsys):
         (tmp_path / name / "log.txt").write_text(train + "0 val 9.1\n0 hella 0.25\n")
     play.main(["plot", str(tmp_path / "a"), str(tmp_path / "b" / "log.txt"), f"--out={tmp_path / 'p.png'}", *flags])
     assert size(tmp_path / "p.png") == (850, 400) and "wrote" in capsys.readouterr().out
-
-
-def test_the_reference_curves():
-    """The public runs of the README's table end where it says; this is what --reference draws."""
-    columns = play.read_reference()
-    assert columns["step"][-1] == 19072 and (columns["val_a"][-1], columns["val_b"][-1]) == (3.0663, 3.0717)
-    assert (columns["hella_a"][-1], columns["hella_b"][-1]) == (0.3058, 0.3074) and len(columns["step"]) == 78
-
-
-def test_tensorboard_gets_the_streams_of_the_log(train, tmp_path):
-    """--tensorboard: the same steps and values; without it nothing is written."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = train("log", "--tensorboard", "--max_steps=4", "--eval_every=2")
-    events = event_accumulator.EventAccumulator(str(tmp_path / "log")).Reload()
-    assert set(events.Tags()["scalars"]) == log.keys()
-    for stream, values in log.items():
-        assert {e.step: pytest.approx(e.value, rel=1e-6) for e in events.Scalars(stream)} == values
-    train("plain")
-    assert not list((tmp_path / "plain").glob("events*"))
-
-
-def test_tensorboard_that_is_not_there(train, tmp_path, monkeypatch):
-    """One line before anything is written or moved."""
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert "pip install tensorboard" in refusal(train, "log", "--tensorboard")
-    assert not (tmp_path / "log").exists()
 
 
 def test_info(checkpoint, capsys):
@@ -422,50 +296,3 @@ def test_stream_leaves_training_as_it_was():
     """Writing needs no gradients, and turns them on again: also when somebody stops in the middle."""
     stream = random_model().stream(torch.zeros(1, 1, dtype=torch.long))
     assert not next(stream).requires_grad and torch.is_grad_enabled() and len(list(islice(stream, 3))) == 3
-
-
-# --- what it needs -----------------------------------------------------------------------------------------
-
-def test_the_activations_are_counted_right():
-    """What autograd keeps for backward in bfloat16, counted tensor by tensor, is what the estimate says, to 2%."""
-    gpt_config = train_gpt2.GPTConfig(block_size=256, vocab_size=512, n_layer=3, n_head=2, n_embd=128)
-    model, kept = train_gpt2.GPT(gpt_config), {}
-    weights = {p.data_ptr() for p in model.parameters()}
-
-    def keep(t):
-        if t.untyped_storage().data_ptr() not in weights:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-    x = torch.zeros(4, 256, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        loss = model(x, x, ())[1]
-    needs = memory(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1)
-    expected = needs["activations"][0] + 4 * 256 * 512 * 4 + needs["16-bit weights"][0]
-    assert loss.isfinite() and sum(kept.values()) == pytest.approx(expected, rel=0.02)
-
-
-def test_what_large_models_need(capsys):
-    """1558M parameters: 24.9 GB of weights, gradients and moments; an eighth of it with shares on eight GPUs."""
-    train_gpt2.run(["--preset=gpt2-xl", "--estimate"])
-    assert "state 24.92 (16 bytes * 1558M)" in capsys.readouterr().out
-    train_gpt2.run(["--preset=gpt2-xl", "--estimate", "--shard", "--activation_checkpointing"])
-    line = capsys.readouterr().out.splitlines()[4]
-    assert line.startswith("8 GPU(s)") and "state 3.12 (16 bytes * 1558M / 8)" in line
-    refusal(train_gpt2.run, ["--estimate", "--B=0"])
-    capsys.readouterr()
-    play.main(["estimate"])
-    table = capsys.readouterr().out.splitlines()
-    assert len([line for line in table if line.startswith("| gpt2")]) == 16 and "| gpt2-xl | 1 |" in "\n".join(table)
-
-
-def test_the_reference_run_stands_beside_the_validation_loss(tmp_path):
-    """Only for its own recipe and data: a smaller batch, another tokenizer or another corpus has another curve."""
-    from dataclasses import replace
-
-    gpt_config, config = train_gpt2.GPTConfig(), train_gpt2.TrainConfig(data_root=str(tmp_path / "edu_fineweb10B"))
-    assert compare_to_reference(250, 6.19, gpt_config, config) == " | reference 6.1728 +- 0.05: in the band"
-    assert "OUTSIDE" in compare_to_reference(1000, 4.88, gpt_config, config)  # a late sync flag
-    assert not compare_to_reference(251, 6.17, gpt_config, config)
-    for change in (dict(total_batch_size=262144), dict(max_lr=1e-3), dict(data_root=str(tmp_path / "mine"))):
-        assert not compare_to_reference(250, 6.17, gpt_config, replace(config, **change))
-    assert not compare_to_reference(250, 6.17, replace(gpt_config, n_layer=6), config)

@@ -1,5 +1,4 @@
-"""Facts about large models: shares of the weights in each process, and the same steps, files and evals as without."""
-
+"""Facts about a large model in one process. (Several share it in system/test_torchrun.py.)"""
 from small_runs import assert_same_losses
 
 

@@ -1,0 +1,183 @@
+"""Facts about checkpoints: the newest good one is found, the original's load, and no file does harm."""
+import os
+import shutil
+import sys
+import zipfile
+
+import pytest
+import torch
+from small_runs import fuzz, refusal
+
+from support.settings import SHAPE
+from train_gpt2 import GPT, GPTConfig, load_checkpoint
+
+
+def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
+    """A damaged newest one is reported and the one before it used; if all are damaged nothing starts over."""
+    whole = train("log", "--save_every=5", "--keep_last=9")
+    for step in (10, 5):
+        path = tmp_path / "log" / f"model_{step:05d}.pt"
+        shutil.copy(path, tmp_path / f"{step}.pt")
+        path.write_bytes(path.read_bytes()[:-500])
+        if step == 10:
+            assert train("log", "--resume=auto", "--save_every=5", "--keep_last=9")["train"] == whole["train"]
+            said = capsys.readouterr().out
+            assert "model_00010.pt is not a usable checkpoint" in said
+            assert "model_00005.pt: 5 steps are done" in said
+            path.write_bytes(path.read_bytes()[:-500])
+    refusal(train, "log", "--resume=auto")
+    assert not list((tmp_path / "log").glob("old_*"))
+
+
+def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
+    train("log", "--save_every=2", "--keep_last=3")
+    assert sorted(p.name for p in (tmp_path / "log").glob("*.pt")) == [f"model_{s:05d}.pt" for s in (6, 8, 10)]
+
+
+def flipped(data):
+    """One bit in the middle of a weight: nothing but a checksum can see it."""
+    middle = len(data) // 3
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage, flags, said", [
+    (lambda path: path.write_bytes(path.read_bytes()[:-1000]), [], "not a usable checkpoint"),
+    (lambda path: path.write_bytes(b"PK" + bytes(1000)), [], "not a usable checkpoint"),
+    (lambda path: path.write_bytes(flipped(path.read_bytes())), [], "not a usable checkpoint"),
+    (lambda path: None, ["--n_layer=1"], "n_layer is 2, not 1"),
+    (lambda path: None, ["--tokenizer=gpt2"], "vocabulary"),
+], ids=["truncated", "zeros", "a flipped bit", "another depth", "another tokenizer"])
+def test_a_checkpoint_that_cannot_be_resumed(damage, flags, said, tmp_path, train, refused):
+    train("log", "--save_every=10")
+    path = tmp_path / "log" / "model_00010.pt"
+    damage(path)
+    assert said in refused(f"--resume={path}", *flags)
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
+    (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
+    (dict(model={}), "Missing key(s)"),
+    (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
+    (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
+], ids=str)
+def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_refuses):
+    """Whatever stands in the file: one line, no traceback."""
+    torch.save({**torch.load(checkpoint, weights_only=True), **change}, checkpoint)
+    assert said in play_refuses("info", checkpoint)
+
+
+# --- those of the original build-nanogpt ----------------------------------------------------------
+
+def save_as_the_original(path, monkeypatch, **extra):
+    cls = type("GPTConfig", (), {"__module__": "__main__", "__qualname__": "GPTConfig"})
+    monkeypatch.setattr(sys.modules["__main__"], "GPTConfig", cls, raising=False)
+    config = cls()
+    config.__dict__ = dict(block_size=16, vocab_size=128, n_layer=1, n_head=2, n_embd=32)
+    model = GPT(GPTConfig(**vars(config)))
+    torch.save({"model": model.state_dict(), "config": config, "step": 19072, "val_loss": 3.0663, **extra}, path)
+    return model
+
+
+def test_a_checkpoint_of_the_original_loads(tmp_path, monkeypatch):
+    """{'model', 'config': GPTConfig instance, 'step', 'val_loss'}, which torch.load refuses since torch 2.6."""
+    model = save_as_the_original(tmp_path / "model_19072.pt", monkeypatch)
+    c = load_checkpoint(str(tmp_path / "model_19072.pt"))
+    assert (c["step"], c["val_loss"], c["config"]["n_embd"], c["tokenizer"]) == (19072, 3.0663, 32, {"name": "gpt2"})
+    assert all(c["model"][name].equal(w) for name, w in model.state_dict().items())
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch):
+    """A pickle can name any function and have it called. Ours are read as plain data: one line, and nothing has run."""
+    save_as_the_original(tmp_path / "bad.pt", monkeypatch, extra=Attack(str(tmp_path / "owned")))
+    refusal(load_checkpoint, str(tmp_path / "bad.pt"))
+    assert not (tmp_path / "owned").exists()
+
+
+# --- made to attack, or changed at random ---------------------------------------------------------
+
+@pytest.fixture
+def checkpoint_bytes(train, tmp_path):
+    """A checkpoint of a tiny run, as bytes."""
+    train("made", "--max_steps=1", "--save_every=1", "--n_embd=8", "--n_layer=1")
+    return (tmp_path / "made" / "model_00001.pt").read_bytes()
+
+
+def changed(data, path, **values):
+    """A checkpoint with other values, well-formed otherwise."""
+    path.write_bytes(data)
+    torch.save({**torch.load(path, weights_only=True), **values}, path)
+    return path
+
+
+@pytest.mark.parametrize("change", [
+    lambda c: dict(config={**c["config"], "n_layer": 10**9}),
+    lambda c: dict(config={**c["config"], "n_embd": 2**40}),
+    lambda c: dict(config={**c["config"], "vocab_size": -5}),
+    lambda c: dict(config={**c["config"], "block_size": "many"}),
+    lambda c: dict(config={**c["config"], "n_head": 0}),
+    lambda c: dict(config={**c["config"], "surprise": 1}),
+    lambda c: dict(config=[1, 2]),
+    lambda c: dict(model=[]),
+    lambda c: dict(model={**c["model"], "lm_head.weight": torch.zeros(1).expand(10**6, 10**7)}),
+    lambda c: dict(model={**c["model"], "lm_head.weight": torch.zeros(128, 8, device="meta")}),
+    lambda c: dict(model={**c["model"], "lm_head.weight": torch.full((128, 8), torch.nan)}),
+    lambda c: dict(model={**c["model"], "lm_head.weight": "a text"}),
+    lambda c: dict(model={}),
+    lambda c: dict(step=-1),
+    lambda c: dict(step="three"),
+    lambda c: dict(position=2**70),
+    lambda c: dict(train_config={**c["train_config"], "keep_last": "many"}),
+    lambda c: dict(train_config={**c["train_config"], "grad_clip": -1.0}),
+    lambda c: dict(train_config=7),
+    lambda c: dict(tokenizer={"name": "char", "chars": 5}),
+    lambda c: dict(tokenizer="gpt2"),
+    lambda c: dict(tokenizer={}),
+    lambda c: dict(optimizer={"state": {}, "param_groups": []}),
+    lambda c: dict(optimizer=3),
+    lambda c: dict(scaler="x"),
+], ids=lambda v: "")
+def test_a_checkpoint_made_to_attack(change, checkpoint_bytes, tmp_path, refused):
+    """Sizes that ask for terabytes, views that pretend to be large, numbers that are none: one line, no harm."""
+    path = tmp_path / "bad.pt"
+    path.write_bytes(checkpoint_bytes)
+    changed(checkpoint_bytes, path, **change(torch.load(path, weights_only=True)))
+    refused(f"--resume={path}", "--n_embd=8", "--n_layer=1", "--max_steps=2")
+
+
+def test_a_checkpoint_that_unpacks_to_any_size(checkpoint_bytes, tmp_path, refused):
+    """A zip file may hold a kilobyte that unpacks to a terabyte: compressed records are refused unread."""
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(checkpoint_bytes)
+    with zipfile.ZipFile(path) as z, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in z.namelist():
+            packed.writestr(name, z.read(name))
+    assert "compressed" in refused(f"--resume={tmp_path / 'packed.pt'}")
+
+
+def fuzz_checkpoints(folder, data, n):
+    """Right are the very weights: every record has a checksum."""
+    path = os.path.join(folder, "model_00001.pt")
+    with open(path, "wb") as f:
+        f.write(data)
+    weights = {name: w.clone() for name, w in load_checkpoint(path)["model"].items()}
+    fuzz(path, lambda: load_checkpoint(path),
+         lambda checkpoint: all(checkpoint["model"][name].equal(w) for name, w in weights.items()), n)
+
+
+def test_mutated_checkpoints(tmp_path, checkpoint_bytes):
+    """One line, or the very weights: every record has a checksum. (2,000 of them: -m slow.)"""
+    fuzz_checkpoints(tmp_path, checkpoint_bytes, 100)
+
+
+@pytest.mark.slow
+def test_thousands_of_mutated_checkpoints(tmp_path, checkpoint_bytes):
+    fuzz_checkpoints(tmp_path, checkpoint_bytes, 2000)

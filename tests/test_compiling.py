@@ -1,0 +1,49 @@
+"""Facts about torch.compile: it changes the speed only, and where it fails training goes on."""
+import pytest
+import torch
+
+import train_gpt2
+from train_gpt2 import GPT
+
+
+def needs_a_compiler():
+    import torch._inductor.cpp_builder as cpp_builder
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as e:
+        pytest.skip(f"torch.compile needs a C++ compiler here: {e}")
+
+
+def test_nothing_is_compiled_after_the_first_step(train, monkeypatch):
+    """The compiled model sees one shape only: evals, samples and HellaSwag go through the plain one."""
+    needs_a_compiler()
+    from torch._dynamo.utils import counters
+    item = {"ctx": "The cat", "endings": ["sat down on it.", "sat.", "ran away from all that.", "is"], "label": 0}
+    monkeypatch.setattr(train_gpt2.hellaswag, "prepare", lambda: None)
+    monkeypatch.setattr(train_gpt2.hellaswag, "load_examples", lambda: [item] * 3)
+    torch._dynamo.reset()
+    counters.clear()
+    log = train("log", "--compile", "--max_steps=4", "--eval_every=2", "--hellaswag", "--tokenizer=gpt2", "--n_embd=16")
+    assert list(log["hella"]) == [0, 2, 4] and counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_steps_are_those_of_plain_python(train):
+    """Compiling changes the speed only: the losses agree to float32's rounding."""
+    needs_a_compiler()
+    plain, compiled = train("plain", "--max_steps=5"), train("compiled", "--compile", "--max_steps=5")
+    assert all(abs(plain["train"][s] - compiled["train"][s]) < 1e-4 for s in range(5))
+
+
+def test_where_compiling_fails_training_goes_on(train, monkeypatch, capsys):
+    """No C++ compiler, no Triton: one warning, and the same losses without it."""
+    def compile_nothing(module):
+        def forward(*args):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here")
+        monkeypatch.setattr(broken := GPT(module.config), "forward", forward)
+        return broken
+    plain = train("plain", "--max_steps=3")
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    capsys.readouterr()
+    broken = train("broken", "--max_steps=3", "--compile")
+    assert capsys.readouterr().out.count("going on without torch.compile") == 1
+    assert plain["train"] == broken["train"]

@@ -1,0 +1,72 @@
+"""Facts about files: whole or not there, and only regular ones are opened."""
+import os
+
+import pytest
+import torch
+from small_runs import random_model
+
+import train_gpt2
+from support import files
+
+
+def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
+    """The first write fails, then the second, ...: each time the older file stays as it was, no half file is left."""
+    model = train_gpt2.GPT(train_gpt2.GPTConfig(block_size=8, vocab_size=16, n_layer=1, n_head=1, n_embd=8))
+    optimizer = model.configure_optimizers(0.1, 1e-3)
+    path, calls = tmp_path / "model_00001.pt", [0]
+    path.write_bytes(b"the older one")
+    real = open
+
+    class Disk:
+        def __init__(self, f, room):
+            self.f, self.room = f, room
+
+        def __getattr__(self, name):
+            return getattr(self.f, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.f.close()
+
+        def write(self, data):
+            calls[0] += 1
+            if calls[0] > self.room:
+                raise OSError(28, "No space left on device")
+            return self.f.write(data)
+    for room in range(1000):
+        calls[0] = 0
+        monkeypatch.setattr(files, "open", lambda *args, room=room: Disk(real(*args), room), raising=False)
+        if train_gpt2.save_checkpoint(str(path), 2, 0.1, model, optimizer, step=1):
+            break
+        assert path.read_bytes() == b"the older one" and os.listdir(tmp_path) == ["model_00001.pt"]
+        assert "could not be saved" in capsys.readouterr().out
+    assert room > 10 and torch.load(path, weights_only=True)["step"] == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+@pytest.mark.parametrize("flag", ["--resume=", "--init_from=", "--data_root="])
+def test_what_is_no_file(kind, flag, tmp_path, refused):
+    """A pipe would keep us waiting for ever, /dev/zero would never end: only regular files are opened."""
+    path = tmp_path / f"{kind}.pt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    refused(f"{flag}{path}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_regular_files_are_opened(tmp_path, play_refuses):
+    """A pipe that nobody writes to would be read for ever."""
+    os.mkfifo(tmp_path / "pipe.pt")
+    random_model().save_pretrained(tmp_path / "hf")
+    os.remove(tmp_path / "hf" / "config.json")
+    os.mkfifo(tmp_path / "hf" / "config.json")
+    os.mkfifo(tmp_path / "log.txt")
+    assert "there is no model" in play_refuses("info", tmp_path / "pipe.pt")
+    assert "has no config.json" in play_refuses("info", tmp_path / "hf")
+    assert "there is no log" in play_refuses("plot", tmp_path)

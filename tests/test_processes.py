@@ -1,0 +1,115 @@
+"""Facts about a process: which card it takes, how a signal stops it, how it ends when memory does."""
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from small_runs import H100, ROOT, refusal
+
+import train_gpt2
+from support.processes import catch_signals, check_kernels, find_card
+from train_gpt2 import TrainConfig, choose_dtype
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("capability, archs, runs", [
+    ((7, 0), ("sm_75", "sm_80", "compute_120"), False),  # V100 with a build for CUDA 13
+    ((7, 0), ("sm_50", "sm_70"), True),
+    ((8, 6), ("sm_80",), True),
+    ((8, 0), ("sm_86",), False),
+    ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
+    ((10, 0), ("sm_90a",), False),
+])
+def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
+    """One line that names the build to install, instead of `no kernel image` in the first layer."""
+    card = replace(H100, capability=capability, archs=archs)
+    if runs:
+        assert check_kernels(card) is None
+    else:
+        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), card)
+
+
+@pytest.fixture
+def four_cards(monkeypatch):
+    """torch says that there are four H100s -> the devices that were set, as a list."""
+    chosen = []
+    answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
+                   get_arch_list=list(H100.archs))
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
+    return chosen
+
+
+def test_one_gpu_for_each_process(four_cards):
+    """Process 3 of its machine takes GPU 3; a fifth process finds no GPU."""
+    card = find_card("auto", local_rank=3, num_processes=16)
+    assert (card.kind, card.device, four_cards) == ("cuda", torch.device("cuda", 3), ["cuda:3"])
+    assert "no GPU 4" in refusal(find_card, "auto", 4, 16)
+
+
+def test_one_process_may_choose_its_gpu(four_cards):
+    assert find_card("cuda:2", 0, 1).device == torch.device("cuda", 2)
+    assert find_card("auto", 0, 1).device == torch.device("cuda", 0)
+    assert four_cards == ["cuda:2", "cuda:0"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_where_there_is_none(refused):
+    assert "--device=cuda is not available here: try --device=" in refused("--device=cuda")
+
+
+# --- the end of a process, and its memory ---------------------------------------------------------
+
+def test_a_second_signal_ends_the_process_at_once(monkeypatch):
+    """Ctrl-C twice: who does not want to wait for the checkpoint need not. Under torchrun an echo does not count."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    try:
+        signals = catch_signals()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals[0][0] == "SIGINT" and not ended
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [128 + signal.SIGTERM] and len(signals) == 1
+        monkeypatch.setenv("RANK", "0")
+        signals = catch_signals()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # what torchrun makes of the same Ctrl-C
+        assert len(ended) == 1
+    finally:
+        catch_signals(False)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_out_of_memory_names_half_the_batch(train, refused, monkeypatch):
+    """Nothing is retried with another batch behind your back: the line says what to type."""
+    def forward(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    monkeypatch.setattr(train_gpt2.GPT, "forward", forward)
+    assert refused() == "out of memory with --B=4: try --B=2"
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from support.processes import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    gradients = [np.full(8_000_000 // 8, 1.0) for _ in range(20)]
+    del gradients
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="a setting of glibc's")
+def test_freed_memory_is_kept():
+    """The same 160 MB again: 39,000 pages of 4 KB that the kernel would have to zero once more, or that are kept."""
+    given_back, kept = (int(subprocess.run([sys.executable, "-c", FAULTS, word], cwd=ROOT, check=True, text=True,
+                                           capture_output=True).stdout) for word in ("give", "keep"))
+    assert kept < 1000 < given_back

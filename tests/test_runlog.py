@@ -1,0 +1,124 @@
+"""Facts about the record of a run: each step stands in it once, and nothing of another run is lost."""
+import resource
+import sys
+
+import pytest
+from small_runs import TINY, read_log, refusal
+
+import train_gpt2
+from support import runlog
+from train_gpt2 import load_checkpoint
+
+
+def test_a_new_run_moves_the_old_one_aside(train, tmp_path, capsys):
+    """Nothing of a run is lost by starting another one in the same place; --max_steps=0 neither writes nor moves."""
+    first = train("log", "--max_steps=2", "--save_every=2")
+    train("log", "--max_steps=3")
+    assert "held another run" in capsys.readouterr().out
+    [old] = (tmp_path / "log").glob("old_*")
+    assert read_log(old) == first and (old / "model_00002.pt").exists()
+    before = sorted(tmp_path.rglob("*"))
+    train("log", "--max_steps=0")
+    assert sorted(tmp_path.rglob("*")) == before and "validation loss" in capsys.readouterr().out
+
+
+def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):
+    """Notes that a person left in log.txt survive a resume."""
+    train("log", "--save_every=5", "--keep_last=5")
+    with open(tmp_path / "log" / "log.txt", "a") as f:
+        f.write("# here the power went off\n")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    with pytest.raises(ValueError):
+        train("log", "--resume=auto")  # read_log does not know what to make of it
+    lines = (tmp_path / "log" / "log.txt").read_text().splitlines()
+    assert "# here the power went off" in lines and sum(line.startswith("7 train") for line in lines) == 1
+
+
+def test_a_resumed_log_has_each_step_once(train, tmp_path):
+    """Lines from the resumed step on go, half a line at the end too; somebody's notes stay, whatever their letters."""
+    train("log", "--save_every=5", "--keep_last=9")
+    (tmp_path / "log" / "model_00010.pt").unlink()
+    path = tmp_path / "log" / "log.txt"
+    path.write_bytes(b"a note: \xff no UTF-8\n" + path.read_bytes() + b"10 val 9.9\n4 tr")
+    (tmp_path / "log" / "model_00010.pt.tmp4711").write_bytes(b"what a killed process left")
+    train_gpt2.run([*TINY, f"--data_root={tmp_path / 'text.txt'}", f"--log_dir={tmp_path / 'log'}", "--resume=auto"])
+    lines = path.read_bytes().splitlines()
+    assert lines[0] == b"a note: \xff no UTF-8" and b"4 tr" not in lines and b"10 val 9.9" not in lines
+    steps = [int(line.split()[0]) for line in lines[1:] if b" train " in line]
+    assert steps == list(range(10)) and not list((tmp_path / "log").glob("*.tmp*"))
+
+
+def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp_path):
+    """--resume=log/model_5.pt --log_dir=log2: the log of another run in log2 is not taken for its own."""
+    train("log", "--save_every=5", "--max_steps=5")
+    other = train("log2", "--max_steps=8")
+    log = train("log2", f"--resume={tmp_path / 'log' / 'model_00005.pt'}", "--max_steps=7")
+    assert list(log["train"]) == [5, 6]
+    [old] = (tmp_path / "log2").glob("old_*")
+    assert read_log(old) == other
+
+
+def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
+    """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
+    log_dir = str(tmp_path / "log")
+    first = runlog.open_log(log_dir, {"train_config": {"tensorboard": False}}, None)
+    first.write(0, train="1.0")
+    assert "another run is writing to" in refused()
+    assert "another run is writing to" in refused("--resume=auto")
+    assert (tmp_path / "log" / "log.txt").read_text() == "0 train 1.0\n"
+    del first
+    train("log", "--max_steps=1")
+
+
+def test_a_full_disk_stops_no_training(train, tmp_path, monkeypatch, capsys):
+    """While files cannot grow, each attempt is reported, training goes on, and lines of the log wait for space."""
+    real = train_gpt2.get_lr
+
+    def filling_up(step, config):  # the system's own limit on the size of a file stands for the end of the disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300 if 4 <= step < 8 else resource.RLIM_INFINITY, -1))
+        return real(step, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", filling_up)
+    try:
+        log = train("log", "--save_every=2", "--max_steps=10", "--keep_last=9")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
+    out = capsys.readouterr().out
+    assert out.count("could not be saved") == 2 and out.count("cannot be written") >= 2
+    assert all(list(log[stream]) == list(range(10)) for stream in ("train", "lr", "norm", "dt"))
+    names = sorted(p.name for p in (tmp_path / "log").iterdir() if not p.name.startswith("."))
+    assert names == ["log.txt", *(f"model_{s:05d}.pt" for s in (2, 4, 10)), "settings.json"]
+    assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
+
+
+def test_a_log_directory_that_cannot_be_written(text, refused):
+    assert "cannot write to" in refused(f"--log_dir={text}/log") and text.exists()
+
+
+# --- read by other programs -----------------------------------------------------------------------
+
+def test_a_log_is_read_whatever_happened_to_it(tmp_path):
+    """Notes, a half line at the end, a step that stands twice (the later one counts), a NaN."""
+    (tmp_path / "log.txt").write_text("# tried a new seed\n0 train 4.5\n0 val 4.6\n1 train 4.4\n0 train 4.55\n"
+                                      "1 val nan\n2 trai")
+    log, run_settings = runlog.read_log(str(tmp_path))
+    assert log == {"train": {0: 4.55, 1: 4.4}, "val": {0: 4.6}} and run_settings == {}
+    assert runlog.read_log(str(tmp_path / "log.txt"))[0] == log
+
+
+def test_tensorboard_gets_the_streams_of_the_log(train, tmp_path):
+    """--tensorboard: the same steps and values; without it nothing is written."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = train("log", "--tensorboard", "--max_steps=4", "--eval_every=2")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "log")).Reload()
+    assert set(events.Tags()["scalars"]) == log.keys()
+    for stream, values in log.items():
+        assert {e.step: pytest.approx(e.value, rel=1e-6) for e in events.Scalars(stream)} == values
+    train("plain")
+    assert not list((tmp_path / "plain").glob("events*"))
+
+
+def test_tensorboard_that_is_not_there(train, tmp_path, monkeypatch):
+    """One line before anything is written or moved."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert "pip install tensorboard" in refusal(train, "log", "--tensorboard")
+    assert not (tmp_path / "log").exists()

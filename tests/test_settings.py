@@ -1,0 +1,49 @@
+"""Facts about settings: every flag has its help, and what was given wins over what a checkpoint says."""
+import os
+import subprocess
+import sys
+
+from small_runs import ROOT, read_log, refusal
+
+import train_gpt2
+from support.settings import choose_batch
+from train_gpt2 import TrainConfig
+
+
+def test_help_lists_every_flag_with_its_default():
+    """--help is the docstring of the file, then each field of both configs with its reason."""
+    command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), "--help"]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0 and train_gpt2.__doc__.strip().splitlines()[0] in out.stdout
+    for cls in (train_gpt2.GPTConfig, train_gpt2.TrainConfig):
+        for name, field in cls.__dataclass_fields__.items():
+            assert f"--{name}" in out.stdout and f"[{field.default}]" in out.stdout
+
+
+def test_resume_takes_its_settings_from_the_checkpoint(train, tmp_path, capsys):
+    """Flags that are given win, and are named; the rest is as it was. The newest whole checkpoint is used."""
+    train("log", "--save_every=5", "--keep_last=5")
+    (tmp_path / "log" / "model_00010.pt").write_bytes((tmp_path / "log" / "model_00010.pt").read_bytes()[:10_000])
+    capsys.readouterr()
+    train_gpt2.run([f"--log_dir={tmp_path / 'log'}", "--resume=auto", "--max_lr=5e-3", "--device=cpu"])
+    out = capsys.readouterr().out
+    assert "model_00010.pt is not a usable checkpoint" in out and "model_00005.pt: 5 steps are done" in out
+    assert "max_lr 0.01 -> 0.005" in out and list(read_log(tmp_path / "log")["train"]) == list(range(10))
+
+
+def test_another_preset_than_the_checkpoints(train, tmp_path):
+    """--preset=gpt2-medium --resume=auto beside a small model's checkpoint must not silently train the small model."""
+    train("log", "--save_every=10")
+    line = refusal(train_gpt2.run, ["--preset=debug", f"--log_dir={tmp_path / 'log'}", "--resume=auto"])
+    assert "of another model: n_layer is 2, not 12" in line
+
+
+def test_the_batch_size_that_fits():
+    """Without --B the largest one that divides is taken; with it, another total is proposed."""
+    assert choose_batch(TrainConfig(), {}, 1) == (64, 8)
+    assert choose_batch(TrainConfig(), {}, 8) == (64, 1)
+    assert choose_batch(TrainConfig(total_batch_size=6 * 1024), {}, 1) == (6, 1)
+    assert choose_batch(TrainConfig(total_batch_size=6 * 1024), {}, 2) == (3, 1)
+    assert choose_batch(TrainConfig(B=5, total_batch_size=15 * 1024), {"B": 5}, 3) == (5, 1)
+    refusal(choose_batch, TrainConfig(B=48), {"B": 48}, 1)
+    refusal(choose_batch, TrainConfig(), {}, 3)  # no power of two is a multiple of three

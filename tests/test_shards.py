@@ -1,0 +1,135 @@
+"""Facts about a directory of shards: the tokenizer comes with it, and whatever is wrong with it is said in one line."""
+import json
+import os
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from small_runs import TINY, fuzz, read_log, refusal, shards, write_shards
+
+import fineweb
+import train_gpt2
+from support.shards import load_meta
+from support.tokenizer import load_tokenizer
+from train_gpt2 import load_tokens
+
+
+@pytest.mark.parametrize("tokenizer, rows", [("gpt2", 50304), ("char", 128), ("bpe:300", 384)])
+def test_training_picks_the_tokenizer_up(tokenizer, rows, make, tmp_path, capsys):
+    """The size of the model, the samples, the checkpoint: all from meta.json. HellaSwag is for GPT-2's only."""
+    out = make("out", f"--tokenizer={tokenizer}")
+    flags = [f for f in TINY if f != "--no-hellaswag"] if tokenizer != "gpt2" else TINY
+    flags = [*flags, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}", "--max_steps=3", "--save_every=3"]
+    train_gpt2.run(flags)
+    assert ("no HellaSwag" in capsys.readouterr().out) == (tokenizer != "gpt2")
+    checkpoint = train_gpt2.load_checkpoint(tmp_path / "log" / "model_00003.pt")
+    assert checkpoint["config"]["vocab_size"] == rows
+    assert load_tokenizer(checkpoint["tokenizer"]).encode("to be") == load_meta(str(out)).encode("to be")
+    train_gpt2.run([*flags, "--resume=auto", "--max_steps=4"])
+    assert len(read_log(tmp_path / "log")["train"]) == 4
+
+
+# --- damaged --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a token shard"),
+    (lambda path: path.write_bytes(path.read_bytes()[:20]), "not a token shard"),
+    (lambda path: path.write_bytes(b""), "not a token shard"),
+    (lambda path: np.save(path, np.zeros(1000, dtype=np.int64)), "int64"),
+    (lambda path: np.save(path, np.zeros((10, 100), dtype=np.uint16)), "(10, 100)"),
+    (lambda path: np.save(path, np.array([{"a": 1}] * 9), allow_pickle=True), "not a token shard"),
+    (lambda path: np.save(path, np.zeros(0, dtype=np.uint16)), "(0,)"),
+], ids=["truncated", "half a header", "empty file", "int64", "two dimensions", "pickled objects", "no tokens"])
+def test_a_damaged_shard(damage, said, tmp_path, refused):
+    """Found when the run starts, before the first step, and named."""
+    write_shards(tmp_path / "shards", [500, 1000, 1000])
+    damage(tmp_path / "shards" / "edufineweb_train_000002.npy")
+    err = refused(f"--data_root={tmp_path / 'shards'}")
+    assert said in err and "edufineweb_train_000002.npy" in err
+
+
+def hostile(key, value):
+    def damage(out):
+        meta = json.loads((out / "meta.json").read_text())
+        (meta["shards"][1] if key in meta["shards"][1] and key != "tokens" else meta)[key] = value
+        (out / "meta.json").write_text(json.dumps(meta))
+    return damage
+
+
+@pytest.mark.parametrize("damage", [
+    lambda out: (out / "meta.json").write_text("{"), lambda out: (out / "meta.json").write_text("[]"),
+    lambda out: (out / "meta.json").write_bytes(b"\xff\xfe\0"),
+    lambda out: (out / "meta.json").write_text("[" * 100_000),
+    hostile("name", "../../etc/passwd"), hostile("name", "/dev/zero"), hostile("name", "edufineweb_train_999999.npy"),
+    hostile("dtype", "object"), hostile("dtype", "uint32"), hostile("n_vocab", 7), hostile("n_vocab", "7"),
+    hostile("tokenizer", {"name": "../x"}), hostile("tokenizer", {"name": "bpe", "file": "/etc/passwd"}),
+    hostile("tokenizer", {"name": "char"}), hostile("tokenizer", 5), hostile("shards", 5), hostile("shards", [5]),
+    lambda out: shutil.copy(shards(out)[-1], shards(out)[1]),
+    lambda out: shards(out)[1].unlink(),
+    lambda out: (shards(out)[1].unlink(), os.mkfifo(out / "edufineweb_train_000001.npy")),
+], ids=range(20))
+def test_a_damaged_directory_is_refused_when_training_starts(damage, make, tmp_path, capsys):
+    """Names, types, headers and sizes are checked: one line, whoever made the directory."""
+    out = make("out")
+    damage(out)
+    refusal(train_gpt2.run, [*TINY, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}"])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_shard_that_is_no_file(kind, tmp_path, refused):
+    write_shards(tmp_path / "shards", [500, 1000])
+    path = tmp_path / "shards" / "edufineweb_train_000002.npy"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert "not a token shard" in refused(f"--data_root={tmp_path / 'shards'}")
+
+
+# --- made to attack, or changed at random ---------------------------------------------------------
+
+def npy(header, data=b""):
+    """A .npy file with any header."""
+    header = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+@pytest.mark.parametrize("header", [
+    "{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000000,), }",
+    "{'descr': '<u2', 'fortran_order': False, 'shape': (-5,), }",
+    "{'descr': '<u2', 'fortran_order': False, 'shape': (99999999999999999999999999,), }",
+    "{'descr': '>u2', 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': [('a', '<u2')], 'fortran_order': False, 'shape': (4,), }",
+    "{'descr': '<u2', 'fortran_order': False, 'shape': 4, }",
+    "__import__('os').system('false')",
+    "(" * 5000,
+])
+def test_a_shard_with_a_hostile_header(header, tmp_path):
+    path = tmp_path / "edufineweb_train_000001.npy"
+    path.write_bytes(npy(header, bytes(8)))
+    refusal(load_tokens, str(path))
+
+
+def fuzz_shards(folder, n):
+    """Right is what numpy reads from these bytes."""
+    path = os.path.join(folder, "edufineweb_train_000001.npy")
+    np.save(path, (np.arange(300) % 97).astype(np.uint16))
+    fuzz(path, lambda: load_tokens(path), lambda tokens: tokens.dtype in (np.uint16, np.uint32) and np.array_equal(
+        tokens, np.load(path, allow_pickle=False)), n)
+
+
+def test_mutated_shards(tmp_path):
+    """Bytes changed or cut off: one line, or what numpy reads from these bytes; no traceback. (5,000: -m slow.)"""
+    fuzz_shards(tmp_path, 300)
+
+
+@pytest.mark.slow
+def test_thousands_of_mutated_shards(tmp_path):
+    fuzz_shards(tmp_path, 5000)
+
+
+def test_mutated_meta_json(tmp_path):
+    """The names of shards in it are plain names, its numbers are those of files that are there."""
+    (tmp_path / "docs.txt").write_text("to be or not to be " * 50)
+    fineweb.main([f"--files={tmp_path}/docs.txt", f"--out={tmp_path}/shards", "--tokenizer=char"])
+    fuzz(tmp_path / "shards" / "meta.json", lambda: load_meta(str(tmp_path / "shards")),
+         lambda tokenizer: tokenizer.spec["name"] in ("char", "gpt2"), 300)

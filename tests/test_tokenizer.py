@@ -1,0 +1,48 @@
+"""Facts about tokenizers: text becomes tokens and the same text again, here and in Hugging Face's libraries."""
+import functools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import refusal
+
+from support.tokenizer import CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer
+
+
+def test_gpt2s_tokenizer():
+    """50,257 tokens, the last of them <|endoftext|>; the lecture's prompt in its eight tokens."""
+    t = gpt2_tokenizer()
+    assert (t.n_vocab, t.eot) == (50257, 50256)
+    assert t.encode("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+    assert t.decode([50256]) == "<|endoftext|>"
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_text_to_tokens_to_text_is_the_identity(text):
+    """For any text, also one that spells <|endoftext|>: a document cannot inject the token that separates documents."""
+    text += "<|endoftext|>"
+    for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
+        ids = t.encode(text)
+        assert t.decode(ids) == text and t.eot not in ids and max(ids) < t.n_vocab
+        assert load_tokenizer(t.spec).encode(text) == ids, "the spec in a checkpoint makes the same tokenizer"
+
+
+def test_a_character_tokenizer_names_what_it_does_not_know():
+    assert "'x'" in refusal(CharTokenizer("abc").encode, "abx")
+
+
+@functools.lru_cache
+def exported_gpt2_tokenizer():
+    return hugging_face_tokenizer(gpt2_tokenizer())
+
+
+@given(st.text())
+@settings(max_examples=100, deadline=None)
+def test_gpt2s_tokenizer_as_tokenizer_json(text):
+    """The merges are nowhere in assets/gpt2.tiktoken, and yet in it: a token's rank tells which two it is made from."""
+    pytest.importorskip("tokenizers")
+    hf = exported_gpt2_tokenizer()
+    text = text.replace("<|endoftext|>", "")  # which theirs reads as the token, ours as 13 characters
+    assert hf.encode(text).ids == gpt2_tokenizer().encode(text)
+    assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
