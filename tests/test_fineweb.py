@@ -8,15 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import (ROOT, contents, plain, refusal, shards, some_documents, stream,
-                        write_jsonl)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import ROOT, contents, plain, refusal, shards, some_documents, stream, write_jsonl
 
 import fineweb
 from support.console import UserError
-from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 from support.shards import load_meta
+from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 
@@ -416,7 +415,7 @@ def test_check_sees_an_unfinished_run(make, refused, corpus, tmp_path, capsys):
 
 
 # ----------------------------------------------------------------------------------------------------
-# tokenizers, and training on their shards
+# tokenizers
 
 @pytest.fixture(scope="module")
 def bpe():

@@ -13,8 +13,8 @@ from small_runs import ROOT, items_of, refusal
 import hellaswag
 import play
 from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
-from train_gpt2 import GPT, GPTConfig
 from support.tokenizer import gpt2_tokenizer
+from train_gpt2 import GPT, GPTConfig
 
 ITEM = {"ctx": "A dog runs", "label": 2,
         "endings": ["after the ball.", "up.", "to the old house on the hill.", "away now."]}

@@ -166,7 +166,7 @@ def test_flags_in_sentences_exist():
     assert set(re.findall(r"(?<=`)--[\w-]+", PROSE)) - known == {"--help"} - known
 
 
-# --- run for real -----------------------------------------------------------------------------------------
+# --- run for real ---------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -223,7 +223,7 @@ def test_every_command_runs(command, workplace, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-# --- what one will see ------------------------------------------------------------------------------------
+# --- what one will see ----------------------------------------------------------------------------
 
 def same_output(expected, printed, tolerance):
     """Are two texts alike? Words must be the same, numbers agree to `tolerance`; times and rates are not compared."""
@@ -286,7 +286,7 @@ def test_two_processes_as_the_readme_says(tmp_path):
         assert start in result.stdout
 
 
-# --- what it points to ------------------------------------------------------------------------------------
+# --- what it points to ----------------------------------------------------------------------------
 
 def test_links_lead_somewhere():
     """Files and pictures exist, and so do the headings that #links name."""

@@ -23,7 +23,7 @@ def blocks(text):
             for m in re.finditer(r"^```[\s\S]*?^```$|(?:^.+\n?)+", text, re.MULTILINE)]
 
 
-# --- what the two must share: each function takes a block and returns a list --------------------------------
+# --- what the two must share: each function takes a block and returns a list ----------------------
 
 def shape(block):
     """What kind of block it is, how deep a heading, how many cells in each row of a table."""
