@@ -1,161 +1,190 @@
 """
-What you do with a trained model: let it write, talk with it, look at its run, hand it on.
+What you do with a trained model: let it write, talk with it, plot its run, hand it on.
 
-    python play.py sample MODEL "To be, or" --num_samples=4       # @prompt.txt: the prompt is in a file; -: in stdin
-    python play.py chat MODEL                                     # a parrot: it continues what you type
-    python play.py plot log log2 --out=log.png --reference        # the losses of runs, beside those of public runs
-    python play.py export MODEL DIR                               # for transformers' from_pretrained(DIR), and ours
-    python play.py info MODEL                                     # sizes, step, losses, settings
-    python play.py estimate                                       # what fits on which card: a table, computed
-    python play.py hellaswag --model=MODEL                        # the same as python hellaswag.py --model=MODEL
+    python play.py sample MODEL "To be, or" --num_samples=4  # or @prompt.txt; - is stdin
+    python play.py chat MODEL                                # it goes on where you stop
+    python play.py plot log log2 --out=log.png --reference   # beside two public runs
+    python play.py export MODEL DIR                          # for transformers, and us
+    python play.py info MODEL                                # sizes, losses, settings
+    python play.py estimate                                  # what fits on which card
+    python play.py hellaswag --model=MODEL                   # also: python hellaswag.py
 
-MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt's), a directory with
-a GPT-2 in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes
-with it.
+MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt), a
+directory with a GPT-2 in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large,
+gpt2-xl. The tokenizer comes with it.
 
 Contents
-    1 the model and the flags      load, check_sampling, read_prompt
-    2 writing                      sample, pieces, chat
-    3 a picture of a run           plot
-    4 handing it on                export
-    5 what is in it, what it needs info, estimate
-    6 HellaSwag                    measure_hellaswag
+    1 the model and the prompt      load, check_sampling, read_prompt, tokenize
+    2 writing                       sample, pieces, chat
+    3 a picture of a run            plot
+    4 handing it on                 export
+    5 what is in it, what it needs  info, estimate
+    6 HellaSwag                     measure_hellaswag
+    7 the command line              COMMANDS, parse_args, main
+
+The function of a command takes the parsed flags, args, and prints what it has to say.
+A mistake that you can put right is a UserError: one line, and exit code 2.
 """
 import argparse
 import contextlib
+import inspect
+import math
 import os
-import re
 import shutil
 import sys
 import time
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 
 import hellaswag
 import train_gpt2
-from support.console import UserError, is_first_on_node, print0, run_program
+from support.arithmetic import CARDS, flops_per_token, largest
+from support.checkpoints import load_weights
+from support.console import UserError, is_first_on_node, one_line, print0, run_program
 from support.files import atomic_write
+from support.health import read_reference
+from support.runlog import read_log
 from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
-from support.arithmetic import flops_per_token
-from support.arithmetic import CARDS, largest
-from support.checkpoints import load_weights
-from support.runlog import read_log
-from support.health import read_reference
 
+# -------------------------------------------------------------------------------------------------
+# 1 the model and the prompt
 
-# ----------------------------------------------------------------------------------------------------
-# 1 the model and the flags
+OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+# what may be raised when we build a model from a file: it can hold anything
+MALFORMED = (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError)
+
 
 def load(name, device="cpu"):
     """
-    MODEL -> the GPT, ready for use, its tokenizer, and what else its file says (dict). Or one line,
-    exit code 2.
+    MODEL -> the GPT on device, in eval mode; its tokenizer; what its file says (dict of
+    config, step, ...). Raises UserError for anything that is not a model.
     """
-    if not (os.path.isdir(name) or os.path.isfile(name) or re.fullmatch("gpt2(-medium|-large|-xl)?", name)):
-        raise UserError(f"there is no model {name}: give a checkpoint like log/model_19073.pt, a "
-                        "directory, or gpt2 "
-                        f"... gpt2-xl")
-    start = train_gpt2.load_model(name)
+    exists = os.path.isdir(name) or os.path.isfile(name)
+    if not exists and name not in OPENAI:
+        raise UserError(f"there is no model {name}: give a checkpoint like "
+                        "log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
+    saved = train_gpt2.load_model(name)
     try:
-        model = train_gpt2.GPT(train_gpt2.GPTConfig(**start["config"]))
-        load_weights(model, start["model"], name)
-        tokenizer = load_tokenizer(start["tokenizer"])
-    except (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError) as e:
-        raise UserError(f"{name} is no model that we know: {type(e).__name__}: {str(e)[:150]}")
+        model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
+        load_weights(model, saved["model"], name)
+        tokenizer = load_tokenizer(saved["tokenizer"])
+    except MALFORMED as e:
+        raise UserError(f"{name} is no model that we know: {one_line(e)}")
     if tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer "
-                        f"{tokenizer.n_vocab}: they are "
-                        f"no pair")
-    return model.eval().to(device), tokenizer, start
-
-
-# what one can change while talking
-SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
-
-
-def check_sampling(settings):
-    """
-    One line and exit code 2 for values that cannot work. settings: some of the flags of sample and
-    chat (dict).
-    """
-    for name, value in settings.items():
-        low, high = {"temperature": (0, 1e6), "top_p": (1e-9, 1), "seed": (0, 2**63 - 1)}.get(name, (1, 1e9))
-        if not low <= value <= high:
-            raise UserError(f"{name} {value} cannot be: it must be between {low:g} and {high:g}")
-
-
-def read_prompt(text):
-    """
-    The prompt as typed, from a file (@name) or from stdin (-), without the line's end that an
-    editor adds.
-    """
-    if text == "-":
-        return sys.stdin.read().removesuffix("\n")
-    if text.startswith("@"):
-        try:
-            if not os.path.isfile(text[1:]):
-                raise OSError("there is no such file")
-            with open(text[1:], encoding="utf-8") as f:
-                return f.read().removesuffix("\n")
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"cannot read the prompt from {text[1:]}: {e}")
-    return text
-
-
-def tokenize(tokenizer, text):
-    """
-    The ids of a prompt. An empty one is the beginning of a document: <|endoftext|>, if the
-    tokenizer has that.
-    """
-    # bytes that are no UTF-8 reach us as lone surrogates, which no tokenizer knows
-    ids = tokenizer.encode(text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"))
-    if not ids and tokenizer.eot is None:
-        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start "
-                        "from: give a prompt")
-    return ids or [tokenizer.eot]
+                        f"{tokenizer.n_vocab}: they do not belong together")
+    return model.eval().to(device), tokenizer, saved
 
 
 def prepare(args):
     """
-    -> the model on the device that the flags ask for, its tokenizer, and autocast, as in training.
+    args.model, args.device, args.dtype -> the model on that device, its tokenizer, and
+    the Process, whose autocast is the one of training.
     """
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
     process = train_gpt2.setup_distributed(config)
     model, tokenizer, _ = load(args.model, process.device)
-    return model, tokenizer, process.autocast
+    return model, tokenizer, process
 
 
-# ----------------------------------------------------------------------------------------------------
+SAMPLING = ("temperature", "top_k", "top_p")  # how the next token is drawn
+SETTINGS = (*SAMPLING, "max_new_tokens", "seed")  # what you can change in a chat
+LIMITS = {  # the least and the largest value
+    "temperature": (0, 1e6),
+    "top_k": (1, 1e9),
+    "top_p": (1e-9, 1),
+    "max_new_tokens": (1, 1e9),
+    "num_samples": (1, 1e9),
+    "seed": (0, 2**63 - 1),
+}
+
+
+def check_sampling(settings):
+    """UserError for values that cannot work. settings: {name in LIMITS: number}"""
+    for name, value in settings.items():
+        least, most = LIMITS[name]
+        # nan fails too: every comparison with it is false
+        if not least <= value <= most:
+            raise UserError(f"{name} {value} cannot be used: it must be between "
+                            f"{least:g} and {most:g}")
+
+
+def read_prompt(text):
+    """
+    What was given as the prompt -> the prompt: the text itself, or what is in a file
+    (@name) or in stdin (-), without the newline that an editor adds at the end. Raises
+    UserError where there is no such file, or no text in it.
+    """
+    if text == "-":
+        return sys.stdin.read().removesuffix("\n")
+    if not text.startswith("@"):
+        return text
+    path = text.removeprefix("@")
+    # a pipe that nobody writes to would keep us waiting for ever
+    if not os.path.isfile(path):
+        raise UserError(f"cannot read the prompt from {path}: there is no such file")
+    try:
+        with open(path, encoding="utf-8") as f:
+            return f.read().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the prompt from {path}: {e}")
+
+
+def tokenize(tokenizer, text):
+    """
+    A prompt -> its ids (list). An empty prompt is the beginning of a document, which is
+    <|endoftext|>; UserError if the tokenizer has no such token.
+    """
+    # typed bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer knows
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    ids = tokenizer.encode(text)
+    if ids:
+        return ids
+    if tokenizer.eot is None:
+        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> "
+                        "to start from: give a prompt")
+    return [tokenizer.eot]
+
+
+# -------------------------------------------------------------------------------------------------
 # 2 writing
 
 def sample(args):
     """Several continuations of one prompt, each up to <|endoftext|>."""
     check_sampling({name: getattr(args, name) for name in (*SETTINGS, "num_samples")})
     prompt = read_prompt(args.prompt)
-    model, tokenizer, autocast = prepare(args)
-    device = model.lm_head.weight.device
-    # (num_samples, T)
-    idx = torch.tensor([tokenize(tokenizer, prompt)] * args.num_samples, device=device)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    with autocast:
-        rows = model.generate(idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot, temperature=args.temperature,
-                              top_k=args.top_k, top_p=args.top_p, generator=generator)
-    for i, row in enumerate(rows[:, idx.size(1) :].tolist()):
+    model, tokenizer, process = prepare(args)
+    ids = tokenize(tokenizer, prompt)
+
+    rows = [ids] * args.num_samples
+    idx = torch.tensor(rows, device=process.device)  # (num_samples, T)
+    generator = torch.Generator(process.device).manual_seed(args.seed)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    with process.autocast:
+        idx = model.generate(idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot,
+                             generator=generator, **sampling)
+    new = idx[:, len(ids):]  # (num_samples, max_new_tokens)
+
+    for i, row in enumerate(new.tolist()):
         if args.num_samples > 1:
             print(f"--- sample {i}")
-        end = row.index(tokenizer.eot) if tokenizer.eot in row else len(row)
-        print(prompt + tokenizer.decode(row[:end]), flush=True)
+        if tokenizer.eot in row:
+            row = row[: row.index(tokenizer.eot)]
+        print(prompt + tokenizer.decode(row), flush=True)
 
 
 def pieces(tokenizer, ids):
     """
-    Ids, one at a time -> the text, piece by piece, as soon as it is certain. A token can end within
-    a character (an emoji has four bytes): then the end of the text decodes to U+FFFD, and is held
-    back until more tokens have come.
+    Ids, which come one at a time -> yields their text, piece by piece, as soon as it is
+    certain. A token can end within a character: an emoji, for one, has four bytes. The
+    text then ends in U+FFFD, which we hold back until more tokens have come.
     """
-    seen, shown = [], 0
+    seen = []
+    shown = 0  # characters
     for i in ids:
         seen.append(i)
         text = tokenizer.decode(seen)
@@ -163,190 +192,302 @@ def pieces(tokenizer, ids):
         if certain > shown:
             yield text[shown:certain]
             shown = certain
-    yield tokenizer.decode(seen)[shown:]  # it ended within a character: now that is certain too
+    # no more tokens come: if the last character is incomplete, it stays so
+    yield tokenizer.decode(seen)[shown:]
+
+
+def continue_text(model, tokenizer, context, settings, generator):
+    """
+    Yield the ids that the model writes after context (a list of ids), and append each
+    to it. If the model ends its text, context is emptied: a new text begins.
+    """
+    idx = torch.tensor([context], device=model.lm_head.weight.device)  # (1, T)
+    sampling = {name: settings[name] for name in SAMPLING}
+    stream = model.stream(idx, tokenizer.n_vocab, generator=generator, **sampling)
+    for new in islice(stream, settings["max_new_tokens"]):  # each (1, 1)
+        new_id = new.item()
+        if new_id == tokenizer.eot:
+            context.clear()
+            return
+        context.append(new_id)
+        yield new_id
 
 
 def answer(model, tokenizer, autocast, context, settings, generator):
     """
-    Print what the model writes after context (list of ids), which grows by it. Ctrl-C ends the
-    answer.
+    Print what the model writes after context, as it comes. Ctrl-C ends the answer, and
+    what has been said so far stays in context.
     """
-    def new_ids():
-        idx = torch.tensor([context], device=model.lm_head.weight.device)
-        sampling = {name: settings[name] for name in ("temperature", "top_k", "top_p")}
-        stream = model.stream(idx, tokenizer.n_vocab, generator=generator, **sampling)
-        for new in islice(stream, settings["max_new_tokens"]):
-            if new.item() == tokenizer.eot:
-                context.clear()  # it has come to the end of its text: the next one begins
-                return
-            context.append(new.item())
-            yield context[-1]
+    ids = continue_text(model, tokenizer, context, settings, generator)
     try:
         with autocast:
-            for piece in pieces(tokenizer, new_ids()):
+            for piece in pieces(tokenizer, ids):
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass
     print(flush=True)
 
 
+def add_line(tokenizer, line, context):
+    """
+    Append a line of a chat to context (a list of ids). An empty line adds nothing to a
+    text: the model just goes on. Raises UserError for what the tokenizer does not know.
+    """
+    if not context:
+        context += tokenize(tokenizer, line)
+    elif line:
+        context += tokenize(tokenizer, "\n" + line)
+
+
+def change_setting(line, settings, context, generator):
+    """
+    Obey a line of a chat that begins with /: `/top_k 5` changes one of the settings
+    (dict), `/new` empties context, anything else prints what can be changed. Raises
+    UserError for a value that cannot work.
+    """
+    name, _, value = line.removeprefix("/").strip().partition(" ")
+    if name == "new":
+        context.clear()
+        return
+    if name not in settings or not value:
+        for setting, current in settings.items():
+            print(f"/{setting} {current}")
+        print("/new forgets the text so far; an empty line lets it go on")
+        return
+
+    number = type(settings[name])  # int or float
+    try:
+        new = number(value)
+    except ValueError:
+        raise UserError(f"/{name} {value}: this is not a number, try "
+                        f"/{name} {settings[name]}")
+    check_sampling({name: new})
+    settings[name] = new
+    if name == "seed":
+        generator.manual_seed(new)
+
+
 def chat(args):
     """Read a line, continue the text so far, and so on, until stdin ends."""
     settings = {name: getattr(args, name) for name in SETTINGS}
     check_sampling(settings)
-    model, tokenizer, autocast = prepare(args)
-    generator = torch.Generator(model.lm_head.weight.device).manual_seed(args.seed)
-    talking = sys.stdin.isatty()
-    with contextlib.suppress(ImportError):
-        # with it, input() lets one edit the line and go back to older ones
-        import readline  # noqa: F401
-    if talking:
-        print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists what one "
-              "can change.")
-    context = []
+    model, tokenizer, process = prepare(args)
+    generator = torch.Generator(process.device).manual_seed(args.seed)
+
+    at_terminal = sys.stdin.isatty()
+    cursor = ""
+    if at_terminal:
+        cursor = "> "
+        print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists "
+              "what you can change.")
+        with contextlib.suppress(ImportError):
+            # it lets you edit the line of input(), and go back to older ones
+            import readline  # noqa: F401
+
+    context = []  # ids of the text so far
     while True:
         try:
-            line = input("> " if talking else "")
+            line = input(cursor)
         except EOFError:
-            return print() if talking else None
+            if at_terminal:
+                print()
+            return
         except KeyboardInterrupt:
             print()
             continue
         try:
             if line.startswith("/"):
                 change_setting(line, settings, context, generator)
-                continue
-            if line or not context:  # an empty line lets it go on
-                context += tokenize(tokenizer, "\n" + line if context else line)
-            answer(model, tokenizer, autocast, context, settings, generator)
-        except UserError as e:  # the conversation goes on
+            else:
+                add_line(tokenizer, line, context)
+                answer(model, tokenizer, process.autocast, context, settings, generator)
+        except UserError as e:
+            # here it does not end the program: the conversation goes on
             print(f"error: {e}", file=sys.stderr, flush=True)
 
 
-def change_setting(line, settings, context, generator):
-    """A line of a chat that begins with /: `/top_k 5`, `/new`, or help."""
-    name, _, value = line[1:].strip().partition(" ")
-    if name == "new":
-        context.clear()
-    elif name in settings and value:
-        try:
-            new = {name: type(settings[name])(value)}
-        except ValueError:
-            raise UserError(f"/{name} {value}: that is no number, try /{name} {settings[name]}")
-        check_sampling(new)
-        settings.update(new)
-        if name == "seed":
-            generator.manual_seed(settings["seed"])
-    else:
-        print("\n".join(f"/{name} {value}" for name, value in settings.items()))
-        print("/new forgets the text so far; an empty line lets it go on")
-
-
-# ----------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # 3 a picture of a run
 
 # Okabe and Ito's colours, which people who see red and green alike can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# the published 124M and 125M models
-GPT2 = {"val": 3.2924, "hella": 0.2955, "hella of GPT-3": 0.337}
+# what OpenAI's models reach
+GPT2_VAL = 3.2924  # nats per token, on the validation split of FineWeb-Edu
+GPT2_HELLA = 0.2955  # acc_norm of GPT-2's 124M model
+GPT3_HELLA = 0.337  # acc_norm of GPT-3's 125M model
+TOKENS_A_STEP = 2**19  # in the original recipe
 
 
-def draw_run(axes, name, log, settings, colour, tokens):
-    """
-    One run: its train loss thin, its validation loss on top of it, and HellaSwag if there is a
-    second axis.
-    """
-    scale = settings.get("train_config", {}).get("total_batch_size", 524288) / 1e6 if tokens else 1
-    # one batch says little: the train loss is drawn as means over a two-hundredth of the run
-    for ax, stream, what, n, width in ((axes[0], "train", ", train", len(log.get("train", {})) // 200, 0.8),
-                                       (axes[0], "val", ", validation", 1, 1.8), (axes[-1], "hella", "", 1, 1.8)):
-        # (number of lines, 2)
-        points = torch.tensor(sorted(log.get(stream, {}).items()), dtype=torch.float64)
-        if len(points):
-            x, y = torch.stack([part.mean(dim=0) for part in points.split(max(1, n))], dim=1)
-            dots = "-" if stream == "train" else "o-"
-            ax.plot(x * scale, y, dots, color=colour, label=name + what, markersize=3, linewidth=width)
+class Run(NamedTuple):
+    """What a picture shows of a run."""
+    path: str  # as it was given
+    name: str  # of its directory
+    log: dict  # {stream: {step: value}}
+    tokenizer: str  # its name
+    tokens_a_step: int
 
 
-def draw_reference(axes, reference, tokens):
-    """
-    What others got: OpenAI's models as horizontal lines, and, if asked for, the two public runs.
-    """
-    for run, style in (("a", "-"), ("b", ":")) if reference else ():
-        columns = read_reference()
-        x = [step * 524288 / 1e6 if tokens else step for step in columns["step"]]
-        for ax, stream in zip(axes, ("val", "hella"), strict=True):
-            ax.plot(x, columns[f"{stream}_{run}"], "k" + style, linewidth=1, label=f"public run {run}")
-    axes[0].axhline(GPT2["val"], color="gray", linestyle="--", linewidth=1, label="OpenAI's GPT-2 124M")
-    axes[1].axhline(GPT2["hella"], color="gray", linestyle="--", linewidth=1, label="OpenAI's GPT-2 124M")
-    axes[1].axhline(GPT2["hella of GPT-3"], color="gray", linestyle=":", linewidth=1, label="OpenAI's GPT-3 125M")
+def read_run(path):
+    """The log directory of a run, or its log.txt -> Run. Raises UserError."""
+    log, settings = read_log(path)
+    folder = os.path.abspath(path.removesuffix("log.txt"))
+    # a run of the original program has no settings: then it followed its recipe
+    tokenizer = settings.get("tokenizer", {}).get("name", "gpt2")
+    train_config = settings.get("train_config", {})
+    tokens_a_step = train_config.get("total_batch_size", TOKENS_A_STEP)
+    return Run(path, os.path.basename(folder), log, tokenizer, tokens_a_step)
 
 
-def loss_limits(logs, reference):
+def check_comparable(runs):
+    """UserError for a run that cannot stand beside the public ones."""
+    for run in runs:
+        # a loss per character, say, cannot be compared with a loss per token
+        if run.tokenizer != "gpt2":
+            raise UserError(f"{run.path} has another tokenizer than GPT-2's: leave "
+                            "--reference out")
+
+
+def draw_stream(ax, values, scale, group, fmt, **style):
     """
-    What the picture shows of the losses. The first twentieth, from ln(vocab_size) down, would
-    flatten the rest.
+    Draw one stream of a log, {step: value}, as a line. scale: what a step is worth on
+    the x axis; group: how many values become one point, their mean; fmt, style: of
+    ax.plot.
     """
-    losses = [loss for log in logs for stream in {"train", "val"} & log.keys()
-              for step, loss in log[stream].items() if step >= max(log[stream]) / 20]
-    losses += read_reference()["val_a"][4:] if reference or not losses else []  # from step 1000 on
-    room = 0.05 * (max(losses) - min(losses)) + 0.01
-    return min(losses) - room, max(losses) + room
+    if not values:
+        return
+    pairs = sorted(values.items())  # step, value
+    points = torch.tensor(pairs, dtype=torch.float64)  # (n, 2)
+    means = [part.mean(dim=0) for part in points.split(group)]  # each (2,)
+    x, y = torch.stack(means, dim=1)  # each (n / group,)
+    ax.plot(x * scale, y, fmt, markersize=3, **style)
+
+
+def draw_run(axes, run, colour, tokens):
+    """
+    One run: its train loss thin, its validation loss on top of it, and HellaSwag, where
+    there are axes for it. tokens: million tokens on the x axis instead of steps.
+    """
+    scale = run.tokens_a_step / 1e6 if tokens else 1
+    train = run.log.get("train", {})
+    val = run.log.get("val", {})
+    hella = run.log.get("hella", {})
+    # a single batch says little: each point is the mean of a two-hundredth of the run
+    group = max(1, len(train) // 200)
+    thin = dict(color=colour, linewidth=0.8)
+    thick = dict(color=colour, linewidth=1.8)
+    draw_stream(axes[0], train, scale, group, "-", label=f"{run.name}, train", **thin)
+    draw_stream(axes[0], val, scale, 1, "o-", label=f"{run.name}, validation", **thick)
+    draw_stream(axes[-1], hella, scale, 1, "o-", label=run.name, **thick)
+
+
+def draw_public_runs(axes, tokens):
+    """
+    Two runs of the original recipe that others have published, in black. tokens: as in
+    draw_run.
+    """
+    loss_axes, hella_axes = axes
+    scale = TOKENS_A_STEP / 1e6 if tokens else 1
+    columns = read_reference()
+    x = [step * scale for step in columns["step"]]
+    for run, fmt in (("a", "k-"), ("b", "k:")):
+        style = dict(linewidth=1, label=f"public run {run}")
+        loss_axes.plot(x, columns[f"val_{run}"], fmt, **style)
+        hella_axes.plot(x, columns[f"hella_{run}"], fmt, **style)
+
+
+def draw_openai(axes):
+    """OpenAI's models. We know the end of their runs only: it is a horizontal line."""
+    loss_axes, hella_axes = axes
+    gpt2 = dict(color="gray", linewidth=1, linestyle="--", label="OpenAI's GPT-2 124M")
+    gpt3 = dict(color="gray", linewidth=1, linestyle=":", label="OpenAI's GPT-3 125M")
+    loss_axes.axhline(GPT2_VAL, **gpt2)
+    hella_axes.axhline(GPT2_HELLA, **gpt2)
+    hella_axes.axhline(GPT3_HELLA, **gpt3)
+
+
+def loss_limits(runs, reference):
+    """
+    The least and the largest loss that the picture shows -> two floats. It leaves the
+    first twentieth of a run out: from ln(vocab_size) down, it would flatten the rest.
+    """
+    losses = []
+    for run in runs:
+        for stream in ("train", "val"):
+            values = run.log.get(stream, {})
+            beginning = max(values, default=0) / 20
+            losses += [loss for step, loss in values.items() if step >= beginning]
+    # no losses: a log may hold nothing but HellaSwag
+    if reference or not losses:
+        losses += read_reference()["val_a"][4:]  # from step 1000 on
+    least, most = min(losses), max(losses)
+    room = 0.05 * (most - least) + 0.01
+    return least - room, most + room
 
 
 def save_picture(fig, path):
-    """
-    Write a figure in the format that the name ends in. If it cannot be written: one line, exit code
-    2.
-    """
+    """Write a figure in the format that the name ends in. Raises UserError."""
+    extension = os.path.splitext(path)[1]
     try:
         with atomic_write(path) as f:
-            fig.savefig(f, format=os.path.splitext(path)[1][1:])
+            fig.savefig(f, format=extension.removeprefix("."))
     except OSError as e:
-        raise UserError(f"cannot write {path} ({e.strerror}): choose another place with --out")
+        raise UserError(f"cannot write {path} ({e.strerror}): choose another place with "
+                        "--out")
     print(f"wrote {path}")
 
 
 def plot(args):
-    """
-    Losses, and HellaSwag where it was measured, of one or several runs -> a picture (png, svg, pdf)
-    """
+    """Losses of runs, and HellaSwag where it was measured, as a picture."""
     if os.path.splitext(args.out)[1] not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out={args.out}: the name must end in .png, .svg or .pdf")
-    runs = [read_log(path) for path in args.logs]
-    import matplotlib
+    runs = [read_run(path) for path in args.logs]
+    if args.reference:
+        check_comparable(runs)
+    with_hellaswag = args.reference or any("hella" in run.log for run in runs)
+    panels = 2 if with_hellaswag else 1
+
+    import matplotlib  # here and not above: the other commands start sooner without it
     matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot as plt
-    # a loss per character, or per another tokenizer's token, is no number to compare with GPT-2's
-    comparable = [settings.get("tokenizer", {}).get("name", "gpt2") == "gpt2" for _, settings in runs]
-    if args.reference and not all(comparable):
-        raise UserError(f"{args.logs[comparable.index(False)]} has another tokenizer than "
-                        "GPT-2's: leave --reference "
-                        f"out")
-    panels = 2 if args.reference or any("hella" in log for log, _ in runs) else 1
-    fig, [axes] = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained", squeeze=False)
-    for i, (path, (log, settings)) in enumerate(zip(args.logs, runs, strict=True)):
-        name = os.path.basename(os.path.abspath(path.removesuffix("log.txt") or "."))
-        draw_run(axes, name, log, settings, COLOURS[i % len(COLOURS)], args.tokens)
-    if panels == 2:
-        draw_reference(axes, args.reference, args.tokens)
-    axes[0].set_ylim(*loss_limits([log for log, _ in runs], args.reference))
-    for ax, title in zip(axes, ("loss (nats per token)", "HellaSwag (acc_norm)"), strict=False):
-        ax.set(title=title, xlabel="million tokens" if args.tokens else "step")
+    fig, grid = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained",
+                             squeeze=False)
+    axes = grid[0]
+
+    for i, run in enumerate(runs):
+        draw_run(axes, run, COLOURS[i % len(COLOURS)], args.tokens)
+    if args.reference:
+        draw_public_runs(axes, args.tokens)
+    if with_hellaswag:
+        draw_openai(axes)
+        axes[1].set_title("HellaSwag (acc_norm)")
+    axes[0].set_title("loss (nats per token)")
+    axes[0].set_ylim(*loss_limits(runs, args.reference))
+    for ax in axes:
+        ax.set_xlabel("million tokens" if args.tokens else "step")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     save_picture(fig, args.out)
 
 
-# ----------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # 4 handing it on
+
+def is_free(folder):
+    """Can we make a directory of this name? An empty one that is there will do."""
+    if os.path.isdir(folder):
+        return not os.listdir(folder)
+    return not os.path.lexists(folder)
+
 
 def export(args):
     """A model as the directory that transformers loads: all of it, or nothing."""
     folder = os.path.abspath(args.dir)
-    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        raise UserError(f"{args.dir} is there already, and not empty: name a new directory")
+    if not is_free(folder):
+        raise UserError(f"{args.dir} is there already and is not empty: name a new "
+                        "directory")
     model, tokenizer, _ = load(args.model)
+
+    # a directory cannot be written in one step, but renaming it is one step
     temporary = f"{folder}.tmp{os.getpid()}"
     try:
         model.save_pretrained(temporary, tokenizer.n_vocab, tokenizer.eot)
@@ -355,124 +496,183 @@ def export(args):
             os.rmdir(folder)
         os.rename(temporary, folder)
     except OSError as e:
-        raise UserError(f"cannot write {args.dir} ({e.strerror}): name another directory")
+        raise UserError(f"cannot write {args.dir} ({e.strerror}): name another "
+                        "directory")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained and for "
-          "python play.py sample")
+    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained "
+          "and for python play.py sample")
 
 
-# ----------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # 5 what is in it, what it needs
 
-PARTS = {"wte": "token embedding (and head)", "wpe": "position embedding", "attn": "attention", "mlp": "MLP",
-         "ln_": "norms"}
+PARTS = {  # a piece of a parameter's name: what the parameter belongs to
+    "wte": "token embedding (and head)",
+    "wpe": "position embedding",
+    "attn": "attention",
+    "mlp": "MLP",
+    "ln_": "norms",
+}
 
 
 def parameters_by_part(model):
-    """{part: its number of parameters}; the head is the embedding, and counts once."""
+    """A GPT -> {part: its number of parameters}. The tied head counts once."""
     counts = dict.fromkeys(PARTS.values(), 0)
     for name, p in model.named_parameters():
         for piece, part in PARTS.items():
             if piece in name:
                 counts[part] += p.numel()
-                break
     return counts
+
+
+def print_sizes(name, model, tokenizer):
+    """What a model is made of, and what a token costs."""
+    config = model.config
+    print(f"{name}: {config.n_layer} blocks, {config.n_head} heads, {config.n_embd} "
+          f"channels, context of {config.block_size} tokens")
+    print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in "
+          f"{config.vocab_size:,} rows")
+    counts = parameters_by_part(model)
+    counts["all"] = sum(counts.values())
+    for part, n in counts.items():
+        print(f"{n:15,} parameters: {part}")
+    flops = flops_per_token(config, config.block_size)
+    print(f"{flops:15.3g} FLOPs a token in training, a third of them in the forward "
+          "pass")
+
+
+def print_history(saved):
+    """What a checkpoint (dict) says of its run. Models from elsewhere say nothing."""
+    if saved.get("val_loss") is not None:
+        print(f"validation loss {saved['val_loss']:.4f} nats per token")
+    if saved.get("step"):
+        seen = ""
+        if "position" in saved:
+            seen = f", {saved['position']:,} tokens seen"
+        print(f"{saved['step']:,} steps{seen}")
+    for key in ("train_config", "versions"):
+        if key in saved:
+            pairs = [f"{name}={value}" for name, value in saved[key].items()]
+            print(f"{key}: {' '.join(pairs)}")
 
 
 def info(args):
     """Print what a model's file says of it."""
-    model, tokenizer, start = load(args.model)
-    c, counts = model.config, parameters_by_part(model)
-    print(f"{args.model}: {c.n_layer} blocks, {c.n_head} heads, {c.n_embd} channels, context of "
-          f"{c.block_size} tokens")
-    print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in {c.vocab_size:,} "
-          "rows")
-    for part, n in {**counts, "all": sum(counts.values())}.items():
-        print(f"{n:15,} parameters: {part}")
-    print(f"{flops_per_token(c, c.block_size):15.3g} FLOPs a token in training, a third of them "
-          "in the forward pass")
-    if start.get("val_loss") is not None:
-        print(f"validation loss {start['val_loss']:.4f} nats per token")
-    if start.get("step"):
-        seen = f", {start['position']:,} tokens seen" if "position" in start else ""
-        print(f"{start['step']:,} steps{seen}")
-    for key in ("train_config", "versions"):
-        if key in start:
-            print(f"{key}: " + " ".join(f"{name}={value}" for name, value in start[key].items()))
+    model, tokenizer, saved = load(args.model)
+    print_sizes(args.model, model, tokenizer)
+    print_history(saved)
 
 
 def estimate(args):
-    """
-    What fits: a table of the largest B for each preset, card, number of GPUs, and the flags it
-    takes; computed.
-    """
-    lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |", "|---" * (2 + len(CARDS)) + "|"]
-    for preset in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+    """What fits: the largest B for each preset and card, and the flags it needs."""
+    print("| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |")
+    print("|---" * (2 + len(CARDS)) + "|")
+    config = train_gpt2.TrainConfig()
+    for preset in OPENAI:
         values = train_gpt2.PRESETS[preset]
-        gpt_config = train_gpt2.GPTConfig(**{k: v for k, v in values.items() if k in SHAPE})
+        shape = {name: values[name] for name in SHAPE if name in values}
+        gpt_config = train_gpt2.GPTConfig(**shape)
         for n in (1, 2, 4, 8):
-            cells = [largest(gpt_config, train_gpt2.TrainConfig(), n, card) for card in CARDS]
-            lines.append(f"| {preset} | {n} | " + " | ".join(cells) + " |")
-    lines.append("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, not "
-                 "measured.")
-    print("\n".join(lines))
+            cells = [largest(gpt_config, config, n, card) for card in CARDS]
+            print(f"| {preset} | {n} | " + " | ".join(cells) + " |")
+    print("\nB, and: s --shard, a --activation_checkpointing, o --offload. Computed, "
+          "not measured.")
 
 
-# ----------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 # 6 HellaSwag
 
-def measure_hellaswag(args):
-    """HellaSwag's acc and acc_norm of a model, beside those of OpenAI's."""
-    for name, value in (("limit", args.limit), ("batch_tokens", args.batch_tokens)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name}={value}: must be at least 1")
-    if args.data and not os.path.isfile(args.data):
-        raise UserError(f"--data={args.data}: there is no such file")
-    if not args.data and is_first_on_node():
-        hellaswag.prepare()
-    config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
-    process = train_gpt2.setup_distributed(config)
-    model, tokenizer, _ = load(args.model, process.device)
-    if tokenizer.spec["name"] != "gpt2":
-        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses per token "
-                        "cannot be compared")
-    examples = list(hellaswag.read_examples(args.data)) if args.data else hellaswag.load_examples()
-    items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
-    if not items:
-        raise UserError("no HellaSwag items: give a file with --data", who="me")
-    t0 = time.time()
-    right = hellaswag.evaluate(model, items, process.autocast, args.batch_tokens, process.rank, process.num_processes)
-    acc, acc_norm = (count / len(items) for count in train_gpt2.all_reduce(*right))
-    print0(report(args.model, acc, acc_norm, len(items), len(examples) == 10042))
-    print0(f"{time.time() - t0:.1f}s on {process.num_processes} x {process.device.type}, "
-           f"{str(process.dtype)[6:]} ({process.reason})")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+ALL_ITEMS = 10042  # in the validation split: the published figures are for all of them
 
 
 def report(name, acc, acc_norm, n, whole):
     """
-    The lines that hellaswag prints: what was measured, how sure it is, and what OpenAI's models
-    reach.
+    The lines that hellaswag prints -> str: what was measured, how sure it is, and what
+    OpenAI's models reach. acc, acc_norm: shares of n items; whole: were these taken
+    from the whole validation split?
     """
-    error = (acc_norm * (1 - acc_norm) / n) ** 0.5  # of a share of n independent items
-    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {error:.4f} (standard error), n {n}"]
-    for published, (a, b) in hellaswag.PUBLISHED.items():
-        if whole and n == 10042:
-            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}: "
-                         f"this model is {(acc_norm - b) / error:+.1f} standard errors from it")
+    # the standard error of a share of n independent items
+    error = math.sqrt(acc_norm * (1 - acc_norm) / n)
+    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {error:.4f} (standard "
+             f"error), n {n}"]
+    for model, (their_acc, their_norm) in hellaswag.PUBLISHED.items():
+        theirs = f"published, {model}: acc {their_acc:.4f}, acc_norm {their_norm:.4f}"
+        if whole and n == ALL_ITEMS:
+            distance = (acc_norm - their_norm) / error
+            lines.append(f"{theirs}: this model is {distance:+.1f} standard errors "
+                         "from it")
         else:
-            lines.append(f"published, {published}: acc {a:.4f}, acc_norm {b:.4f}, on all 10,042 "
-                         "items: not these")
+            lines.append(f"{theirs}, on all 10,042 items: not these")
     return "\n".join(lines)
 
 
-# ----------------------------------------------------------------------------------------------------
-# the command line
+def read_items(path):
+    """The items (list of dicts) of a .jsonl file; without a path, the published ones."""
+    if path:
+        return list(hellaswag.read_examples(path))
+    return hellaswag.load_examples()
 
-COMMANDS = {"sample": sample, "chat": chat, "plot": plot, "export": export, "info": info,
-            "estimate": estimate, "hellaswag": measure_hellaswag}
+
+def check_hellaswag_flags(args):
+    """UserError for values that cannot work, before anything is downloaded."""
+    for name in ("limit", "batch_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value}: must be at least 1")
+    if args.data and not os.path.isfile(args.data):
+        raise UserError(f"--data={args.data}: there is no such file")
+
+
+def measure_hellaswag(args):
+    """HellaSwag's acc and acc_norm of a model, beside those of OpenAI's."""
+    check_hellaswag_flags(args)
+    # one process of each machine downloads; the others wait for it in setup_distributed
+    if not args.data and is_first_on_node():
+        hellaswag.prepare()
+    model, tokenizer, process = prepare(args)
+    if tokenizer.spec["name"] != "gpt2":
+        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses "
+                        "per token cannot be compared")
+    examples = read_items(args.data)
+    items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
+    if not items:
+        raise UserError("no HellaSwag items: give a file with --data", who="me")
+
+    t0 = time.time()
+    # each process counts its share of the items
+    counts = hellaswag.evaluate(model, items, process.autocast, args.batch_tokens,
+                                process.rank, process.num_processes)
+    correct, correct_norm = train_gpt2.all_reduce(*counts)
+    acc = correct / len(items)
+    acc_norm = correct_norm / len(items)
+    took = time.time() - t0
+
+    whole = len(examples) == ALL_ITEMS
+    print0(report(args.model, acc, acc_norm, len(items), whole))
+    dtype = str(process.dtype).removeprefix("torch.")
+    print0(f"{took:.1f}s on {process.num_processes} x {process.device.type}, {dtype} "
+           f"({process.reason})")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+# -------------------------------------------------------------------------------------------------
+# 7 the command line
+
+COMMANDS = {
+    "sample": sample,
+    "chat": chat,
+    "plot": plot,
+    "export": export,
+    "info": info,
+    "estimate": estimate,
+    "hellaswag": measure_hellaswag,
+}
+MODEL_HELP = "a checkpoint, a directory, or gpt2 ... gpt2-xl"
+# for every parser: --help prints docstrings as they are, and flags are not abbreviated, so
+# that a new flag never changes what an old command line means
+PARSER = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
 def refuse_flags(message):
@@ -480,62 +680,94 @@ def refuse_flags(message):
     raise UserError(f"{message} (python play.py --help shows the commands)")
 
 
-def parse_args(argv):
-    """The commands and their flags. A wrong one is a UserError."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+def add_command(subparsers, name):
+    """
+    Add the command `name` to those of argparse -> the command's own parser. Its --help
+    begins with the docstring of its function.
+    """
+    function = COMMANDS[name]
+    about = inspect.getdoc(function)
+    summary = about.splitlines()[0]
+    if name == "hellaswag":
+        about = hellaswag.__doc__  # it says what HellaSwag is
+    parser = subparsers.add_parser(name, help=summary, description=about, **PARSER)
+    parser.set_defaults(run=function)
     parser.error = refuse_flags
-    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(COMMANDS))
-    made = {}
-    for name, function in COMMANDS.items():
-        about = hellaswag.__doc__ if name == "hellaswag" else function.__doc__
-        made[name] = commands.add_parser(name, help=function.__doc__.splitlines()[0], description=about,
-                                         formatter_class=raw, allow_abbrev=False)
-        made[name].set_defaults(run=function)
-        made[name].error = refuse_flags
+    return parser
+
+
+def add_sampling_flags(parser):
+    """How the text is written."""
+    parser.add_argument("--max_new_tokens", type=int, default=200,
+                        help="longest continuation [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=1.0,
+                        help="below 1 safer, above it wilder, 0 greedy [%(default)s]")
+    parser.add_argument("--top_k", type=int, default=50,
+                        help="sample from the k likeliest tokens [%(default)s]")
+    parser.add_argument("--top_p", type=float, default=1.0,
+                        help="and from those that make up this probability [%(default)s]")
+    parser.add_argument("--seed", type=int, default=42,
+                        help="of the random numbers [%(default)s]")
+
+
+def add_plot_flags(parser):
+    """Which runs, and what stands beside them."""
+    parser.add_argument("logs", nargs="+", metavar="log",
+                        help="the --log_dir of a run, or a log.txt")
+    parser.add_argument("--out", default="log.png",
+                        help="the picture: .png, .svg or .pdf [%(default)s]")
+    parser.add_argument("--reference", action="store_true",
+                        help="with two public runs of the original recipe")
+    parser.add_argument("--tokens", action="store_true",
+                        help="over tokens instead of steps")
+
+
+def add_hellaswag_flags(parser):
+    """Which model, and which items."""
+    parser.add_argument("--model", required=True, help=MODEL_HELP)
+    parser.add_argument("--data", help="a .jsonl file with items, instead of the "
+                                       "published validation split")
+    parser.add_argument("--limit", type=int, help="only the first so many items")
+    parser.add_argument("--batch_tokens", type=int,
+                        help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
+
+
+def add_machine_flags(parser):
+    """Where the model computes, and in which numbers. As in training."""
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
+    parser.add_argument("--dtype", default="auto",
+                        choices=("auto", "bfloat16", "float16", "float32"))
+
+
+def parse_args(argv):
+    """
+    A command line (list of words) -> its flags, and the command's function as `run`
+    (argparse.Namespace). Raises UserError for what it does not understand.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, **PARSER)
+    parser.error = refuse_flags
+    names = " | ".join(COMMANDS)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar=names)
+    commands = {name: add_command(subparsers, name) for name in COMMANDS}
+
     for name in ("sample", "chat", "export", "info"):
-        made[name].add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    add_sampling_flags(made["sample"], made["chat"])
-    made["plot"].add_argument("logs", nargs="+", metavar="log", help="the --log_dir of a run, or a log.txt")
-    made["plot"].add_argument("--out", default="log.png", help="the picture [%(default)s]")
-    made["plot"].add_argument("--reference", action="store_true",
-                              help="with two public runs of the original recipe")
-    made["plot"].add_argument("--tokens", action="store_true", help="over tokens instead of steps")
-    made["export"].add_argument("dir", metavar="DIR", help="a new directory")
-    made["hellaswag"].add_argument("--model", required=True, help=MODEL_HELP)
-    made["hellaswag"].add_argument("--data", help="a .jsonl file with items, instead of the published "
-                                                  "validation split")
-    made["hellaswag"].add_argument("--limit", type=int, help="only the first so many items")
-    made["hellaswag"].add_argument("--batch_tokens", type=int,
-                                   help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
+        commands[name].add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    commands["sample"].add_argument("prompt",
+                                    help="the text to continue; @file; - for stdin")
+    commands["sample"].add_argument("--num_samples", type=int, default=1,
+                                    help="continuations of the prompt [%(default)s]")
+    for name in ("sample", "chat"):
+        add_sampling_flags(commands[name])
+    add_plot_flags(commands["plot"])
+    commands["export"].add_argument("dir", metavar="DIR", help="a new directory")
+    add_hellaswag_flags(commands["hellaswag"])
     for name in ("sample", "chat", "hellaswag"):
-        made[name].add_argument("--device", default="auto", help="cuda, mps or cpu")
-        made[name].add_argument("--dtype", default="auto",
-                                choices=("auto", "bfloat16", "float16", "float32"))
+        add_machine_flags(commands[name])
     return parser.parse_args(argv)
 
 
-MODEL_HELP = "a checkpoint, a directory, or gpt2 ... gpt2-xl"
-
-
-def add_sampling_flags(sample, chat):
-    """What one can say about the text to be written."""
-    sample.add_argument("prompt", help="the text to continue; @file; - for stdin")
-    sample.add_argument("--num_samples", type=int, default=1,
-                        help="continuations of the prompt [%(default)s]")
-    for parser in (sample, chat):
-        parser.add_argument("--max_new_tokens", type=int, default=200,
-                            help="longest continuation [%(default)s]")
-        parser.add_argument("--temperature", type=float, default=1.0,
-                            help="below 1 safer, above it wilder, 0 greedy [%(default)s]")
-        parser.add_argument("--top_k", type=int, default=50,
-                            help="sample from the k likeliest tokens [%(default)s]")
-        parser.add_argument("--top_p", type=float, default=1.0,
-                            help="and from those that make up this probability [%(default)s]")
-        parser.add_argument("--seed", type=int, default=42, help="of the random numbers [%(default)s]")
-
-
 def main(argv):
+    """Run the command that argv (list of words) names."""
     args = parse_args(argv)
     args.run(args)
 
