@@ -6,7 +6,7 @@ support does it.
     files.py         files that are whole or not there: atomic_write, checked zip files
     settings.py      flags -> checked dataclasses; what was given, what a checkpoint says, who wins
     tokenizer.py     text <-> ids: gpt2, char, bpe, tokenizer.json; and as Hugging Face's files
-    shards.py        a directory of shards: headers, meta.json, the tokenizer that goes with it
+    shards.py        a directory of shards: headers, meta.json, checksums, its tokenizer
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
     checkpoints.py   find, verify, restore, rotate
     hugging_face.py  config.json and model.safetensors, in and out

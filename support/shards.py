@@ -3,13 +3,17 @@ A directory of token shards: edufineweb_train_000001.npy and so on, flat arrays 
 ids, and meta.json beside them, which says what they were made from, with which tokenizer, and how
 far they are. Come here when a directory is refused, or when another program is to read it.
 """
+import errno
 import glob
+import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from support.console import UserError
 from support.files import atomic_write
@@ -17,6 +21,8 @@ from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
 
+
+# --- one shard ------------------------------------------------------------------------------------
 
 def read_header(path):
     """
@@ -95,13 +101,59 @@ def shard_problem(path, tokens, dtype):
     if shard.shape != (tokens,) or shard.dtype != dtype:
         return (f"{path} holds {shard.dtype} of shape {shard.shape}, not {tokens:,} tokens of "
                 f"{dtype}")
+    return None
 
 
 def count(tokens, token):
     """
-    How often it stands there. A piece at a time: the comparison of a whole shard would take 100 MB.
+    How often it stands there. A piece at a time: to compare a whole shard would take 100 MB.
     """
     return sum(int((tokens[i : i + 2**20] == token).sum()) for i in range(0, len(tokens), 2**20))
+
+
+def file_sha256(path):
+    """The sha256 of a file's bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def write_shard(path, tokens):
+    """
+    Write tokens as an .npy file, read it back, and only then give it its name -> its sha256.
+    Raises OSError.
+    """
+    if shutil.disk_usage(os.path.dirname(path)).free < tokens.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with atomic_write(path) as f:
+        np.save(f, tokens)
+        f.flush()
+        with open(f.name, "rb") as again:
+            header = again.read(f.tell() - tokens.nbytes)
+        expected = hashlib.sha256(header)
+        expected.update(tokens)
+        found = file_sha256(f.name)
+        if found != expected.hexdigest():
+            raise OSError(errno.EIO, "it reads back differently")
+    return found
+
+
+def shard_numbers(k, n):
+    """The numbers that the shards of part k of n can have -> range. A name has six digits."""
+    room = 10**6 // n
+    return range((k - 1) * room, k * room)
+
+
+def shard_name(k, n, i):
+    """The name of the i-th shard (from 0) of part k of n: the very first one is validation."""
+    numbers = shard_numbers(k, n)
+    if i == len(numbers):
+        raise UserError(f"part {k} of {n} has room for {i} shards only: make them larger with "
+                        "--shard_size")
+    split = "val" if numbers[i] == 0 else "train"
+    return f"edufineweb_{split}_{numbers[i]:06d}.npy"
 
 
 # --- meta.json ------------------------------------------------------------------------------------
@@ -114,6 +166,17 @@ def meta_name(k, n):
 def list_metas(root):
     """The paths of a directory's meta.json files: one, or one for each part."""
     return sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
+
+
+def new_meta(settings, k, n, tokenizer):
+    """The meta.json of a part that has no shards yet -> dict"""
+    spec = tokenizer.spec
+    if spec["name"] == "bpe":
+        spec = {"name": "bpe"}  # the rest goes into tokenizer.json
+    return {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
+            "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
+            "done": False, **dict.fromkeys(COUNTS, 0),
+            "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
 
 
 def write_meta(out, meta, tokenizer):
@@ -148,7 +211,7 @@ def is_meta(meta):
             and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
             and all(is_shard_entry(entry) for entry in meta["shards"])
             and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
-            and 1 <= int(k) <= int(n))
+            and type(k) is int and type(n) is int and 1 <= k <= n)
 
 
 def read_meta(path):
@@ -167,6 +230,27 @@ def read_meta(path):
     return meta
 
 
+def has_all(meta, max_shards):
+    """Are there as many shards as --max_shards allows? 0 allows any number."""
+    return 0 < max_shards <= len(meta["shards"])
+
+
+def summary(meta):
+    """What there is now, in a line."""
+    line = (f"{meta['documents']:,} documents, {meta['tokens']:,} tokens in "
+            f"{len(meta['shards'])} shards")
+    known = meta["tokens"] - meta["position"]["tokens"]  # the tokens of the bytes that are counted
+    if known:
+        line += f", {meta['bytes'] / known:.2f} bytes a token"
+    if meta["mended"]:
+        line += f"; {meta['mended']:,} documents with U+FFFD for what is no Unicode"
+    if meta["skipped"]:
+        line += f"; {meta['skipped']:,} rows without a text skipped"
+    if not meta["done"]:
+        line += "; a larger --max_shards goes on"
+    return line
+
+
 def meta_tokenizer(out, meta):
     """The tokenizer that meta.json names."""
     spec = dict(meta["tokenizer"])
@@ -182,8 +266,7 @@ def meta_tokenizer(out, meta):
     tokenizer = load_tokenizer(spec)
     if (tokenizer.n_vocab, tokenizer.eot) != (meta["n_vocab"], meta["eot"]):
         raise UserError(f"{out}: the tokenizer has {tokenizer.n_vocab} tokens, meta.json speaks "
-                        f"of {meta['n_vocab']}: "
-                        "they do not belong together", who="node")
+                        f"of {meta['n_vocab']}: they do not belong together", who="node")
     return tokenizer
 
 
@@ -205,3 +288,124 @@ def load_meta(root):
                 raise UserError(f"{problem}: python fineweb.py --check={root} says what else is "
                                 "wrong", who="node")
     return meta_tokenizer(root, metas[0]) if metas else gpt2_tokenizer()
+
+
+# --- what an earlier run has left -----------------------------------------------------------------
+
+def describe_work(config, files):
+    """
+    The settings that the bytes of the shards depend on -> dict of texts and numbers. files: paths,
+    or None where the corpus is a dataset.
+    """
+    source = f"{config.dataset} {config.name}"
+    if files is not None:
+        # by names and sizes: to compare every byte would take as long as to make the shards
+        names = "".join(f"{os.path.basename(p)} {os.path.getsize(p)}\n" for p in files)
+        digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+        size = sum(os.path.getsize(path) for path in files)
+        source = f"{len(files)} files, {size} bytes, {digest}"
+    tokenizer = config.tokenizer
+    if os.path.isfile(tokenizer):
+        tokenizer = f"{os.path.basename(tokenizer)} {file_sha256(tokenizer)[:16]}"
+    return {"source": source, "text_key": config.text_key, "tokenizer": tokenizer,
+            "shard_size": config.shard_size, "val_tokens": config.val_tokens}
+
+
+def find_meta(out, settings, k, n):
+    """
+    The meta.json that an earlier run of part k of n has left in a directory, its shards checked as
+    far as their headers tell -> dict, or None. What was made with other settings is refused: a
+    directory of shards that half belong to something else would be worse than none.
+    """
+    metas = [read_meta(path) for path in list_metas(out)]
+    if not metas and glob.glob(os.path.join(glob.escape(out), "*_*_*.npy")):
+        raise UserError(f"{out} holds shards without a meta.json, which another program has made: "
+                        "choose another --out")
+    for meta in metas:
+        theirs = {**meta["settings"], "parts": meta["part"][1]}
+        for key, value in {**settings, "parts": n}.items():
+            if theirs.get(key) != value:
+                raise UserError(f"{out} was made with another {key} ({theirs.get(key)}, not "
+                                f"{value}): choose another --out")
+    for meta in metas:
+        if meta["part"] == [k, n]:
+            for shard in meta["shards"]:
+                path = os.path.join(out, shard["name"])
+                if problem := shard_problem(path, shard["tokens"], meta["dtype"]):
+                    raise UserError(f"{problem}: delete {out} and start over, or choose another "
+                                    "--out")
+            return meta
+    return None
+
+
+def remove_half_written(out, k, n):
+    """Files that a killed run of part k of n has left half written; those of other parts stay."""
+    for path in glob.glob(os.path.join(glob.escape(out), "*.tmp*")):
+        name = os.path.basename(path).partition(".tmp")[0]
+        number = name.removesuffix(".npy")[-6:]  # edufineweb_train_000012.npy
+        if name.endswith(".npy") and number.isdecimal():
+            ours = int(number) in shard_numbers(k, n)
+        else:
+            ours = n == 1 or name == meta_name(k, n)
+        if ours:
+            os.remove(path)
+
+
+# --- --check: is every byte what it was? ----------------------------------------------------------
+
+def check_directory(root):
+    """Verify every byte of the shards in a directory -> list of what is wrong, one line each"""
+    metas = [read_meta(path) for path in list_metas(root)]
+    if not metas:
+        raise UserError(f"{root} has no meta.json: it is not a directory of shards made by this "
+                        "program")
+    problems = check_parts(metas)
+    meta_tokenizer(root, metas[0])  # or it says what is wrong and ends here
+    known = [(meta, shard) for meta in metas for shard in meta["shards"]]
+    names = {shard["name"] for _, shard in known}
+    for path in sorted(glob.glob(os.path.join(glob.escape(root), "*_*_*.npy"))):
+        if os.path.basename(path) not in names:
+            problems.append(f"{os.path.basename(path)} is in no meta.json")
+    for meta, shard in tqdm(known, desc="checking", unit="shard", disable=None):
+        problem = check_shard(os.path.join(root, shard["name"]), meta, shard)
+        if problem:
+            problems.append(problem)
+    return problems
+
+
+def check_parts(metas):
+    """Are all parts there and finished, and do they belong together? -> list of what is wrong"""
+    problems = []
+    first, n = metas[0]["part"]
+    for meta in metas:
+        for key in ("settings", "tokenizer", "n_vocab", "eot", "dtype"):
+            if meta[key] != metas[0][key]:
+                problems.append(f"meta.json of part {meta['part']} has other settings than that "
+                                f"of part {metas[0]['part']}")
+                break
+    numbers = {meta["part"][0] for meta in metas}
+    for k in range(1, n + 1):
+        if k not in numbers:
+            problems.append(f"part {k} of {n} is missing")
+    for meta in metas:
+        if not meta["done"] and not has_all(meta, meta["max_shards"]):
+            problems.append(f"part {meta['part'][0]} of {n} is not finished: the command that "
+                            "began it goes on")
+    return problems
+
+
+def check_shard(path, meta, shard):
+    """The first thing that is wrong with a shard -> text, or None."""
+    problem = shard_problem(path, shard["tokens"], meta["dtype"])
+    if problem:
+        return problem
+    tokens = np.load(path, mmap_mode="r")
+    if int(tokens.max()) >= meta["n_vocab"]:
+        return (f"{path} has token {tokens.max()} at offset {int(tokens.argmax())}: there are "
+                f"only {meta['n_vocab']}")
+    documents = count(tokens, meta["eot"])
+    if documents != shard["documents"]:
+        return f"{path} has {documents} documents, not {shard['documents']}"
+    if file_sha256(path) != shard["sha256"]:
+        return f"{path} has changed since it was made: its sha256 is another one"
+    return None
