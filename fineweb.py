@@ -43,10 +43,11 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, one_line, run_program
+from support.files import lock_directory
 from support.settings import check_limits, knob, parse_flags
 from support.shards import (check_directory, count, describe_work, find_meta, has_all,
-                            meta_tokenizer, new_meta, remove_half_written, shard_name, summary,
-                            write_meta, write_shard)
+                            is_complete, lock_name, meta_tokenizer, new_meta,
+                            remove_half_written, shard_name, summary, write_meta, write_shard)
 from support.tokenizer import make_tokenizer
 
 
@@ -470,10 +471,25 @@ def make_shards(config):
     files = list_files(config.files) if config.files else None
     settings = describe_work(config, files)
     meta = find_meta(config.out, settings, k, n)
-    remove_half_written(config.out, k, n)
-    if meta and (meta["done"] or has_all(meta, config.max_shards)):
+    if meta and is_complete(meta, config.max_shards):
         report(config, meta, "everything is there already: ")
         return
+    try:
+        os.makedirs(config.out, exist_ok=True)
+        lock = lock_directory(config.out, "wait for it, or choose another --out", lock_name(k, n))
+    except OSError as e:
+        raise UserError(f"cannot write to {config.out} ({e.strerror}): choose another --out")
+    try:
+        make_missing_shards(config, files, settings, k, n)
+    finally:
+        lock.release()
+
+
+def make_missing_shards(config, files, settings, k, n):
+    """The same when something is missing, and nobody else writes to the directory."""
+    # once more: another run may have ended since we looked
+    meta = find_meta(config.out, settings, k, n)
+    remove_half_written(config.out, k, n)
     pieces = load_hub(config) if files is None else files
     if len(pieces) < n:
         raise UserError(f"--part={config.part}: parts are whole input files, of which there are "
@@ -484,12 +500,8 @@ def make_shards(config):
         tokenizer = choose_tokenizer(config, pieces)
         meta = new_meta(settings, k, n, tokenizer)
     meta["max_shards"] = config.max_shards
-    try:
-        os.makedirs(config.out, exist_ok=True)
-        check_space(config, meta, files)
-        write_meta(config.out, meta, tokenizer)
-    except OSError as e:
-        raise UserError(f"cannot write to {config.out} ({e.strerror}): choose another --out")
+    check_space(config, meta, files)
+    write_meta(config.out, meta, tokenizer)
     mine = pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n]
     fill_shards(config, meta, tokenizer, mine)
     report(config, meta, "")

@@ -48,13 +48,14 @@ def check_zip(path):
             raise ValueError(f"{damaged} is damaged")
 
 
-def lock_directory(folder, advice):
+def lock_directory(folder, advice, name=".lock"):
     """
     Make this process the only one that writes to folder, until it ends or lets go of what is
     returned: the operating system sees to that. Where another one does, a UserError that ends in
-    `advice`. Raises OSError where it cannot write.
+    `advice`. Raises OSError where it cannot write. name: of the lock, for those who share a folder
+    because each has files of its own in it.
     """
-    lock = FileLock(os.path.join(folder, ".lock"))
+    lock = FileLock(os.path.join(folder, name))
     try:
         lock.acquire(timeout=0)
     except Timeout:

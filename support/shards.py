@@ -163,6 +163,11 @@ def meta_name(k, n):
     return "meta.json" if n == 1 else f"meta-{k}-of-{n}.json"
 
 
+def lock_name(k, n):
+    """The name of the lock of part k of n: parts may be made at the same time."""
+    return ".lock" if n == 1 else f".lock-{k}-of-{n}"
+
+
 def list_metas(root):
     """The paths of a directory's meta.json files: one, or one for each part."""
     return sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
@@ -233,6 +238,11 @@ def read_meta(path):
 def has_all(meta, max_shards):
     """Are there as many shards as --max_shards allows? 0 allows any number."""
     return 0 < max_shards <= len(meta["shards"])
+
+
+def is_complete(meta, max_shards):
+    """Is there nothing left to do?"""
+    return meta["done"] or has_all(meta, max_shards)
 
 
 def summary(meta):
@@ -388,7 +398,7 @@ def check_parts(metas):
         if k not in numbers:
             problems.append(f"part {k} of {n} is missing")
     for meta in metas:
-        if not meta["done"] and not has_all(meta, meta["max_shards"]):
+        if not is_complete(meta, meta["max_shards"]):
             problems.append(f"part {meta['part'][0]} of {n} is not finished: the command that "
                             "began it goes on")
     return problems

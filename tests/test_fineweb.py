@@ -261,7 +261,7 @@ def test_no_space_while_writing(make, refused, monkeypatch, tmp_path):
     monkeypatch.setattr(np, "save", full)
     err = refused("out")
     assert "edufineweb_train_000003.npy, 0.0 MB (No space left on device): 3 finished shards stay" in err
-    assert len(list((tmp_path / "out").iterdir())) == 4  # and meta.json
+    assert len(list((tmp_path / "out").iterdir())) == 5  # and meta.json, .lock
     monkeypatch.setattr(np, "save", save)
     assert contents(make("out")) == contents(make("undisturbed"))
 
