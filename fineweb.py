@@ -48,7 +48,7 @@ from support.settings import check_limits, knob, parse_flags
 from support.shards import (check_directory, count, describe_work, find_meta, has_all,
                             is_complete, lock_name, meta_tokenizer, new_meta,
                             remove_half_written, shard_name, summary, write_meta, write_shard)
-from support.tokenizer import make_tokenizer
+from support.tokenizer import check_start, make_tokenizer, read_text
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,12 +157,12 @@ def read_rows(piece, start, text_key):
         yield from read_parquet(piece, start, text_key)
     elif piece.endswith(".txt"):
         if start == 0:  # there is one row only
-            with open(piece, "rb") as f:
-                yield 1.0, f.read()
+            yield 1.0, read_text(piece)
     else:
         size = os.path.getsize(piece)
         with open(piece, "rb") as f:
             lines = gzip.open(f) if piece.endswith(".gz") else f
+            check_start(lines.peek(1000)[:1000], piece)
             for line in itertools.islice(lines, start, None):
                 yield f.tell() / size, line
 
@@ -202,6 +202,8 @@ def read_batches(pieces, first, start, text_key):
                     yield Batch(i, start, name, (i + share) / len(pieces), rows, size)
                     start += len(rows)
                     rows, size = [], 0
+        except UserError:
+            raise
         except Exception as e:  # damaged, gone, the network: each library has its own exceptions
             raise UserError(f"cannot read {name} after row {start + len(rows)} ({one_line(e)}): "
                             "finished shards stay; the same command goes on after them")

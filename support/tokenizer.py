@@ -16,10 +16,11 @@ import itertools
 import json
 import os
 import re
+import shlex
 
 import numpy as np
 
-from support.console import UserError, one_line
+from support.console import UserError, one_line, print0
 from support.files import atomic_write
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
@@ -206,13 +207,92 @@ def load_tokenizer(spec):
     return BPETokenizer(spec["json"])
 
 
+# --- text files -----------------------------------------------------------------------------------
+
+# how files start that are no text: what they are, and what to do
+NO_TEXT = {
+    b"\x1f\x8b": ("a gzip file", "gunzip it first"),
+    b"PAR1\x15": ("a parquet file", "python fineweb.py --files='*.parquet' makes shards of it"),
+    b"PK\x03\x04": ("a zip file, perhaps a checkpoint", "a checkpoint is for --init_from"),
+    b"\x93NUMPY": ("a numpy array, perhaps a shard", "give the directory of the shards"),
+}
+# how texts start that are in another encoding. UTF-32 comes first: its mark starts with UTF-16's
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32 LE", b"\0\0\xfe\xff": "UTF-32 BE",
+    b"\xff\xfe": "UTF-16 LE", b"\xfe\xff": "UTF-16 BE",
+}
+
+
+def find_encoding(start):
+    """The name of the encoding that the first bytes of a text give away, UTF-16 say, or None."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return encoding
+    # without a mark: one of the two bytes of each Latin letter is zero
+    first, second = start[0::2].count(0), start[1::2].count(0)
+    if first == 0 and 4 * second > len(start):
+        return "UTF-16LE"
+    if second == 0 and 4 * first > len(start):
+        return "UTF-16BE"
+    return None
+
+
+def convert_command(path, encoding):
+    """What to type to have a text in UTF-8: for a.txt, it will be in a.utf8.txt."""
+    stem, suffix = os.path.splitext(path.removesuffix(".gz"))
+    target = shlex.quote(f"{stem}.utf8{suffix}")
+    source = shlex.quote(path)
+    if path.endswith(".gz"):
+        return f"gunzip -c {source} | iconv -f {encoding} -t UTF-8 > {target}"
+    return f"iconv -f {encoding} -t UTF-8 {source} > {target}"
+
+
+def check_start(start, path):
+    """UserError where the bytes with which a file starts tell that it is no text in UTF-8."""
+    for magic, (what, advice) in NO_TEXT.items():
+        if start.startswith(magic):
+            raise UserError(f"{path} is not a text but seems to be {what}: {advice}", who="node")
+    encoding = find_encoding(start)
+    if encoding:
+        # iconv finds the order of the bytes itself where there is a mark, and drops the mark
+        command = convert_command(path, encoding.split()[0])
+        raise UserError(f"{path} is in {encoding}, not in UTF-8: {command}", who="node")
+
+
+def count_bad_bytes(data):
+    """How many of these bytes are no UTF-8?"""
+    return len(data) - len(data.decode(errors="ignore").encode())
+
+
+def read_text(path):
+    """
+    A text file -> its bytes, which are UTF-8. One in a thousand may be anything: whoever decodes
+    them gets U+FFFD. A file in which there are more is refused: it is in another encoding, or no
+    text at all, and a model would learn to write U+FFFD.
+    """
+    with open(path, "rb") as f:
+        data = f.read()
+    check_start(data[:1000], path)
+    bad = count_bad_bytes(data)
+    if 1000 * bad > len(data):
+        command = convert_command(path, "GB18030")
+        raise UserError(f"{path} is not in UTF-8: {bad:,} of its {len(data):,} bytes cannot be "
+                        "read. If it is a text, convert it from its encoding, which may be "
+                        f"GB18030 or ISO-8859-1: {command}", who="node")
+    return data
+
+
 def tokenize_file(path, tokenizer_name):
     """
     A text file -> its tokenizer, [train tokens], [validation tokens], the last tenth of it, as
     uint32 arrays.
     """
-    with open(path, encoding="utf-8", errors="replace") as f:
-        text = f.read()
+    data = read_text(path)
+    bad = count_bad_bytes(data)
+    if bad:
+        print0(f"{path}: what is no UTF-8 becomes U+FFFD ({bad:,} of {len(data):,} bytes)")
+    text = data.decode(errors="replace")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # a line ends with \n everywhere
     tokenizer = make_tokenizer(tokenizer_name, [text])
     cut = int(0.9 * len(text))
     train = np.array(tokenizer.encode(text[:cut]), dtype=np.uint32)
