@@ -293,10 +293,16 @@ def tokenize_file(path, tokenizer_name):
         print0(f"{path}: what is no UTF-8 becomes U+FFFD ({bad:,} of {len(data):,} bytes)")
     text = data.decode(errors="replace")
     text = text.replace("\r\n", "\n").replace("\r", "\n")  # a line ends with \n everywhere
+    if not text:
+        raise UserError(f"{path} is empty (0 characters): give a text to train on", who="node")
     tokenizer = make_tokenizer(tokenizer_name, [text])
     cut = int(0.9 * len(text))
     train = np.array(tokenizer.encode(text[:cut]), dtype=np.uint32)
     val = np.array(tokenizer.encode(text[cut:]), dtype=np.uint32)
+    if min(len(train), len(val)) < 2:  # no B and no T are small enough
+        raise UserError(f"{path} is too short ({len(text)} characters): it has {len(train)} "
+                        f"tokens to train on and {len(val)} for validation, and a batch needs "
+                        "B * T + 1, at least 2", who="node")
     return tokenizer, [train], [val]
 
 

@@ -183,3 +183,20 @@ def test_a_few_bad_bytes_are_mended_and_said(train, make, tmp_path, capsys):
     tokens = [i for name in sorted(out.glob("*.npy"), key=lambda name: name.name[-10:])
               for i in np.load(name).tolist()]
     assert tokens[1:] == gpt2_tokenizer().encode(path.read_bytes().decode(errors="replace"))
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "is empty (0 characters): give a text to train on"),
+    ("\ufeff", "is too short (1 characters): it has 0 tokens to train on and 1 for validation"),
+    ("To be", "is too short (5 characters): it has 4 tokens to train on and 1 for validation, and "
+              "a batch needs B * T + 1"),
+    ("To be, or not to be", "a split of 17 tokens is too short for a batch of 128"),
+], ids=["nothing", "a mark", "a word", "a line"])
+def test_a_text_of_a_few_characters(text, said, refused, tmp_path):
+    """
+    How many tokens there are, and how many a batch needs. A smaller --B is proposed only where a
+    smaller --B helps.
+    """
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    line = refused(f"--data_root={tmp_path / 'a.txt'}")
+    assert said in line and ("try a smaller --B or --T" in line) == ("a split of" in said)
