@@ -43,10 +43,9 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, one_line, run_program
-from support.files import lock_directory
 from support.settings import check_limits, knob, parse_flags
 from support.shards import (check_directory, count, describe_work, find_meta, has_all,
-                            is_complete, lock_name, meta_tokenizer, new_meta,
+                            is_complete, lock_part, meta_tokenizer, new_meta, remove_abandoned,
                             remove_half_written, shard_name, summary, write_meta, write_shard)
 from support.tokenizer import check_start, make_tokenizer, read_text
 
@@ -73,7 +72,7 @@ class ShardConfig:
     # the shards
     tokenizer: str = knob("gpt2", "gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub")
     out: str = knob("edu_fineweb10B", "the directory for the shards and meta.json")
-    shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1)
+    shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1, most=2**32)
     max_shards: int = knob(0, "stop after so many; 0: the whole corpus")
     val_tokens: int = knob(0, "validation, of a corpus under two shards, in tokens; 0: a tenth")
     # the work
@@ -328,7 +327,11 @@ class ShardWriter:
         # the buffer waits for both, and they are written together
         self.needs_validation = meta["part"][0] == 1 and not meta["shards"]
         shards = 2 if self.needs_validation else 1
-        self.buffer = np.empty(shards * config.shard_size, meta["dtype"])
+        try:
+            self.buffer = np.empty(shards * config.shard_size, meta["dtype"])
+        except MemoryError as e:
+            raise UserError(f"--shard_size={config.shard_size} is too large for the memory here "
+                            f"({e}): try --shard_size={ShardConfig.shard_size}")
         self.filled = 0
         # no bar (None) where the output is a file or a pipe
         self.bar = tqdm(desc=config.out, initial=meta["tokens"], unit="tok", unit_scale=True,
@@ -476,21 +479,15 @@ def make_shards(config):
     if meta and is_complete(meta, config.max_shards):
         report(config, meta, "everything is there already: ")
         return
-    try:
-        os.makedirs(config.out, exist_ok=True)
-        lock = lock_directory(config.out, "wait for it, or choose another --out", lock_name(k, n))
-    except OSError as e:
-        raise UserError(f"cannot write to {config.out} ({e.strerror}): choose another --out")
-    try:
+    with lock_part(config.out, k, n):
         make_missing_shards(config, files, settings, k, n)
-    finally:
-        lock.release()
 
 
 def make_missing_shards(config, files, settings, k, n):
     """The same when something is missing, and nobody else writes to the directory."""
     # once more: another run may have ended since we looked
     meta = find_meta(config.out, settings, k, n)
+    remove_abandoned(config.out, settings, k, n)
     remove_half_written(config.out, k, n)
     pieces = load_hub(config) if files is None else files
     if len(pieces) < n:
@@ -503,18 +500,19 @@ def make_missing_shards(config, files, settings, k, n):
         meta = new_meta(settings, k, n, tokenizer)
     meta["max_shards"] = config.max_shards
     check_space(config, meta, files)
+    writer = ShardWriter(config, meta, tokenizer)
     write_meta(config.out, meta, tokenizer)
     mine = pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n]
-    fill_shards(config, meta, tokenizer, mine)
+    fill_shards(config, writer, mine)
     report(config, meta, "")
 
 
-def fill_shards(config, meta, tokenizer, pieces):
+def fill_shards(config, writer, pieces):
     """All sections at work: the pieces of this part, from where the last run stopped -> shards"""
-    writer = ShardWriter(config, meta, tokenizer)
+    meta = writer.meta
     start = meta["position"]
     batches = read_batches(pieces, start["piece"], start["row"], config.text_key)
-    encode = functools.partial(encode_batch, tokenizer=tokenizer, dtype=meta["dtype"],
+    encode = functools.partial(encode_batch, tokenizer=writer.tokenizer, dtype=meta["dtype"],
                                text_key=config.text_key)
     with writer.bar:
         for batch in in_order(encode, batches, config.workers):

@@ -3,6 +3,7 @@ A directory of token shards: edufineweb_train_000001.npy and so on, flat arrays 
 ids, and meta.json beside them, which says what they were made from, with which tokenizer, and how
 far they are. Come here when a directory is refused, or when another program is to read it.
 """
+import contextlib
 import errno
 import glob
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError
-from support.files import atomic_write
+from support.files import atomic_write, lock_directory
 from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
@@ -163,9 +164,22 @@ def meta_name(k, n):
     return "meta.json" if n == 1 else f"meta-{k}-of-{n}.json"
 
 
-def lock_name(k, n):
-    """The name of the lock of part k of n: parts may be made at the same time."""
-    return ".lock" if n == 1 else f".lock-{k}-of-{n}"
+@contextlib.contextmanager
+def lock_part(out, k, n):
+    """
+    Make a directory, and be the only one in it that makes part k of n; other parts may be made at
+    the same time.
+    """
+    name = ".lock" if n == 1 else f".lock-{k}-of-{n}"
+    try:
+        os.makedirs(out, exist_ok=True)
+        lock = lock_directory(out, "wait for it, or choose another --out", name)
+    except OSError as e:
+        raise UserError(f"cannot write to {out} ({e.strerror}): choose another --out")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def list_metas(root):
@@ -186,15 +200,28 @@ def new_meta(settings, k, n, tokenizer):
 
 def write_meta(out, meta, tokenizer):
     """
-    meta.json, by rename. A tokenizer in Hugging Face's format goes into tokenizer.json, as usual.
+    meta.json, by rename. A tokenizer in Hugging Face's format goes into tokenizer.json, as usual,
+    before the first shard.
     """
-    k, n = meta["part"]
-    path = os.path.join(out, "tokenizer.json")
-    if tokenizer.spec["name"] == "bpe" and not os.path.exists(path):
-        with atomic_write(path, "w", encoding="utf-8", newline="") as f:
-            f.write(tokenizer.spec["json"])
-    with atomic_write(os.path.join(out, meta_name(k, n)), "w", encoding="utf-8") as f:
+    if tokenizer.spec["name"] == "bpe" and not meta["shards"]:
+        write_tokenizer(os.path.join(out, "tokenizer.json"), tokenizer.spec["json"])
+    path = os.path.join(out, meta_name(*meta["part"]))
+    with atomic_write(path, "w", encoding="utf-8") as f:
         json.dump(meta, f, indent=1)
+
+
+def write_tokenizer(path, text):
+    """
+    tokenizer.json, by rename. Another one that is there already stays: it may be somebody's own
+    file, or what the shards of another part were made with.
+    """
+    if not os.path.exists(path):
+        with atomic_write(path, "w", encoding="utf-8", newline="") as f:
+            f.write(text)
+        return
+    with open(path, encoding="utf-8", errors="replace", newline="") as f:
+        if f.read() != text:
+            raise UserError(f"{path} is not the tokenizer of these shards: choose another --out")
 
 
 def is_shard_entry(entry):
@@ -321,31 +348,65 @@ def describe_work(config, files):
             "shard_size": config.shard_size, "val_tokens": config.val_tokens}
 
 
+def other_setting(meta, settings, n):
+    """What a meta.json was made with that is not what is asked for now -> text, or None."""
+    theirs = {**meta["settings"], "parts": meta["part"][1]}
+    for key, value in {**settings, "parts": n}.items():
+        if theirs.get(key) != value:
+            return f"another {key} ({theirs.get(key)}, not {value})"
+    return None
+
+
 def find_meta(out, settings, k, n):
     """
     The meta.json that an earlier run of part k of n has left in a directory, its shards checked as
-    far as their headers tell -> dict, or None. What was made with other settings is refused: a
-    directory of shards that half belong to something else would be worse than none.
+    far as their headers tell -> dict, or None. Shards made with other settings are refused: a
+    directory that half belongs to something else would be worse than none.
     """
     metas = [read_meta(path) for path in list_metas(out)]
     if not metas and glob.glob(os.path.join(glob.escape(out), "*_*_*.npy")):
         raise UserError(f"{out} holds shards without a meta.json, which another program has made: "
                         "choose another --out")
+    mine = None
     for meta in metas:
-        theirs = {**meta["settings"], "parts": meta["part"][1]}
-        for key, value in {**settings, "parts": n}.items():
-            if theirs.get(key) != value:
-                raise UserError(f"{out} was made with another {key} ({theirs.get(key)}, not "
-                                f"{value}): choose another --out")
-    for meta in metas:
-        if meta["part"] == [k, n]:
-            for shard in meta["shards"]:
-                path = os.path.join(out, shard["name"])
-                if problem := shard_problem(path, shard["tokens"], meta["dtype"]):
-                    raise UserError(f"{problem}: delete {out} and start over, or choose another "
-                                    "--out")
-            return meta
-    return None
+        other = other_setting(meta, settings, n)
+        if other and meta["shards"]:
+            raise UserError(f"{out} was made with {other}: choose another --out")
+        if not other and meta["part"] == [k, n]:
+            mine = meta
+    if mine is None:
+        return None
+    for shard in mine["shards"]:
+        path = os.path.join(out, shard["name"])
+        if problem := shard_problem(path, shard["tokens"], mine["dtype"]):
+            raise UserError(f"{problem}: delete {out} and start over, or choose another --out")
+    return mine
+
+
+def remove_abandoned(out, settings, k, n):
+    """
+    What runs with other settings have left that ended before meta.json spoke of a shard: they
+    failed, were put right, and must not stand in the way. For part k of n, whose lock we hold.
+    """
+    metas = {path: read_meta(path) for path in list_metas(out)}
+    known = {shard["name"] for meta in metas.values() for shard in meta["shards"]}
+    for path, meta in metas.items():
+        if other_setting(meta, settings, n) is None:
+            continue
+        if meta["part"] != [k, n]:
+            with lock_part(out, *meta["part"]):
+                pass  # it is not running, or this line has refused to go on
+        # a shard is there before meta.json speaks of it; the first two come together
+        leftovers = {shard_name(*meta["part"], 0), shard_name(*meta["part"], 1)} - known
+        tokenizer = str(meta["settings"].get("tokenizer"))
+        is_own = tokenizer.startswith("tokenizer.json ") or os.path.isdir(tokenizer)
+        if meta["tokenizer"]["name"] == "bpe" and not is_own:
+            # that run has written it; or, if "own", it may be the file that --tokenizer named
+            leftovers.add("tokenizer.json")
+        for name in leftovers:
+            if os.path.exists(os.path.join(out, name)):
+                os.remove(os.path.join(out, name))
+        os.remove(path)  # last: until then the next run knows what to remove
 
 
 def remove_half_written(out, k, n):

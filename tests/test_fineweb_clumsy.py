@@ -16,7 +16,7 @@ import torch
 from small_runs import ROOT, refusal
 
 import fineweb
-from support.tokenizer import gpt2_tokenizer
+from support.tokenizer import gpt2_tokenizer, train_bpe
 
 
 def contents(folder):
@@ -92,7 +92,7 @@ def test_a_finished_directory_needs_no_lock(make, monkeypatch, capsys):
 
     def cannot(*args):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(fineweb, "lock_directory", cannot)
+    monkeypatch.setattr(fineweb, "lock_part", cannot)
     capsys.readouterr()
     make("out")
     assert capsys.readouterr().out.startswith("everything is there already")
@@ -200,3 +200,107 @@ def test_a_text_of_a_few_characters(text, said, refused, tmp_path):
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     line = refused(f"--data_root={tmp_path / 'a.txt'}")
     assert said in line and ("try a smaller --B or --T" in line) == ("a split of" in said)
+
+
+# --------------------------------------------------------------------------------------------------
+# a first command that was wrong
+
+@pytest.mark.parametrize("size", [10**14, 2**32 + 1])
+def test_a_shard_too_large_for_a_file_is_refused_at_once(size, make, tmp_path):
+    """Nothing is written, so that the corrected command does not meet what it has left."""
+    line = refusal(make, "out", f"--shard_size={size}")
+    assert f"--shard_size={size}: must be at least 1 and at most" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_too_large_for_the_memory(make, tmp_path, monkeypatch):
+    """The buffer is asked for before meta.json is written."""
+    empty = np.empty
+
+    def small_machine(shape, *args, **kwargs):
+        if shape == 8_000_000_000:
+            raise MemoryError("Unable to allocate 14.9 GiB")
+        return empty(shape, *args, **kwargs)
+    monkeypatch.setattr(np, "empty", small_machine)
+    line = refusal(make, "out", "--shard_size=4000000000")
+    assert "too large for the memory here (Unable to allocate 14.9 GiB): try --shard_size=1" in line
+    assert contents(tmp_path / "out") == {}
+
+
+class Died(BaseException):
+    """What a power cut is to the program: nothing catches it."""
+
+
+def small_tokenizer(tmp_path):
+    """A tokenizer.json under another name -> its path"""
+    path = tmp_path / "small.json"
+    path.write_text(train_bpe(["to be or not to be"], 270), encoding="utf-8")
+    return path
+
+
+WRONG = {
+    "text_key": ["--text_key=content"],
+    "shard_size": ["--shard_size=1000000"],
+    "tokenizer": ["--tokenizer=bpe:300"],
+    "tokenizer.json": ["--tokenizer={small}"],
+    "part": ["--part=2/2"],
+}
+
+
+@pytest.mark.parametrize("right", [[], ["--tokenizer=bpe:290"], ["--part=1/2", "--val_tokens=7"]],
+                         ids=["gpt2", "bpe", "part"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_run_without_a_shard_is_no_obstacle(wrong, right, make, tmp_path, monkeypatch):
+    """
+    A run that ended before its first shard leaves a meta.json. Whatever its settings were, the
+    corrected command does what it does in an empty directory.
+    """
+    write_shard = fineweb.write_shard
+
+    def full(path, tokens):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(fineweb, "write_shard", full)
+    small = small_tokenizer(tmp_path)
+    refusal(make, "out", *(flag.format(small=small) for flag in WRONG[wrong]))
+    assert list(contents(tmp_path / "out"))
+    monkeypatch.setattr(fineweb, "write_shard", write_shard)
+    assert contents(make("out", *right)) == contents(make("alone", *right))
+
+
+def test_shards_that_no_meta_json_speaks_of_yet(make, tmp_path, monkeypatch):
+    """
+    The first two shards are there before meta.json speaks of them. What a run has left that died
+    right then does not end up among the shards of another part.
+    """
+    def die(*args):
+        raise Died
+    with monkeypatch.context() as patch:
+        patch.setattr(fineweb.ShardWriter, "save_meta", die)
+        with pytest.raises(Died):
+            make("out")
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 2
+    assert contents(make("out", "--part=2/2")) == contents(make("alone", "--part=2/2"))
+
+
+def test_a_run_without_a_shard_that_is_still_running(make, corpus, tmp_path, monkeypatch):
+    """It is an obstacle: who removed its meta.json would have two corpora in one directory."""
+    write_shard, results = fineweb.write_shard, []
+
+    def meanwhile(path, tokens):
+        if not results:
+            results.append(run_elsewhere(corpus, tmp_path / "out", "--part=2/2"))
+        return write_shard(path, tokens)
+    monkeypatch.setattr(fineweb, "write_shard", meanwhile)
+    make("out")
+    exit_code, said = results[0]
+    assert exit_code == 2 and "another run is writing to" in said
+    assert contents(tmp_path / "out") == contents(make("alone"))
+
+
+def test_a_tokenizer_json_of_ones_own_in_the_directory(make, tmp_path):
+    """It is neither overwritten nor left beside shards that another tokenizer has made."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").write_text("mine")
+    line = refusal(make, "out", "--tokenizer=bpe:300")
+    assert "tokenizer.json is not the tokenizer of these shards: choose another --out" in line
+    assert contents(tmp_path / "out") == {"tokenizer.json": b"mine"}
