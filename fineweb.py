@@ -73,11 +73,12 @@ class ShardConfig:
     tokenizer: str = knob("gpt2", "gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub")
     out: str = knob("edu_fineweb10B", "the directory for the shards and meta.json")
     shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1, most=2**32)
-    max_shards: int = knob(0, "stop after so many; 0: the whole corpus")
-    val_tokens: int = knob(0, "validation, of a corpus under two shards, in tokens; 0: a tenth")
+    max_shards: int = knob(0, "stop after so many; 0: the whole corpus", most=10**6)
+    val_tokens: int = knob(0, "validation, of a corpus under two shards, in tokens; 0: a tenth",
+                           most=2**32)
     # the work
     part: str = knob("1/1", "k/n: make the k-th of n parts, each perhaps on a machine of its own")
-    workers: int = knob(0, "threads that tokenize; 0: one for each core")
+    workers: int = knob(0, "threads that tokenize; 0: one for each core", most=1024)
     check: str = knob("", "make nothing, verify every byte of the shards in this directory")
 
 
@@ -172,6 +173,10 @@ def read_parquet(path, start, text_key):
     import pyarrow.parquet as pq
     # pre_buffer would hold a whole row group in memory
     with pq.ParquetFile(path, pre_buffer=False) as f:
+        columns = f.schema_arrow.names
+        if text_key not in columns:
+            raise UserError(f"{path} has no column {text_key!r}: with --text_key choose one of "
+                            f"{', '.join(columns)}")
         groups = list(range(f.num_row_groups))
         row = 0
         while groups and row + f.metadata.row_group(groups[0]).num_rows <= start:

@@ -304,3 +304,23 @@ def test_a_tokenizer_json_of_ones_own_in_the_directory(make, tmp_path):
     line = refusal(make, "out", "--tokenizer=bpe:300")
     assert "tokenizer.json is not the tokenizer of these shards: choose another --out" in line
     assert contents(tmp_path / "out") == {"tokenizer.json": b"mine"}
+
+
+def test_a_parquet_without_the_column_names_those_that_are_there(make, tmp_path):
+    """It said "IndexError: Index 0 out of bounds"."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "body": ["to be", "or not"]}), path)
+    line = refusal(make, "out", f"--files={path}")
+    assert line == f"{path} has no column 'text': with --text_key choose one of id, body"
+    assert list(make("out", f"--files={path}", "--text_key=body").glob("*.npy"))
+
+
+@pytest.mark.parametrize("flag, most", [
+    ("--max_shards=2000000", "1e+06"), ("--val_tokens=5000000000", "4.29497e+09"),
+    ("--workers=100000", "1024"),
+])
+def test_limits_stand_beside_the_flags(flag, most, make, tmp_path):
+    """Six digits in the name of a shard, 2**32 tokens in a file, a thread for any core."""
+    assert refusal(make, "out", flag) == f"{flag}: must be at least 0 and at most {most}"
+    assert not (tmp_path / "out").exists()
