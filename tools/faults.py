@@ -1,12 +1,19 @@
 """
-Kills training runs at random moments and shows that nothing is lost: the run that was killed again and again ends with
-the weights, the optimizer's state and the log of a run that nobody touched, bit for bit.
+Kills training runs at random moments and shows that nothing is lost: the run that was killed
+again and again ends with the weights, the optimizer's state and the log of a run that nobody
+touched, bit for bit.
 
-    python tools/faults.py                                       # 50 kills for each of four kinds of run: half an hour
+    python tools/faults.py                    # 50 kills of each of four runs: half an hour
     python tools/faults.py --kills=5 --processes=2 --dtype=bfloat16
 
-Every second kill waits for a checkpoint that is being written. SIGKILL cannot be caught: what is on the disk at that
-moment is all that is left.
+Every second kill waits for a checkpoint that is being written. SIGKILL cannot be caught: what
+is on the disk at that moment is all that is left.
+
+Contents
+    1 a run             start, wait_for, finish
+    2 killing it        kill_at_random, kill_again_and_again
+    3 is it the same?   final_state, torture
+    4 the command line  main
 """
 import argparse
 import os
@@ -21,37 +28,65 @@ import time
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FLAGS = ("--device=cpu --tokenizer=char --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --T=32 --B=2 "
-         "--total_batch_size=128 --warmup_steps=2 --max_lr=1e-2 --min_lr=1e-3 --eval_every=50 --val_tokens=500 "
-         "--dropout=0.1 --no-hellaswag --keep_last=2 --resume=auto").split()
+FLAGS = ("--device=cpu --tokenizer=char --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 "
+         "--T=32 --B=2 --total_batch_size=128 --warmup_steps=2 --max_lr=1e-2 --min_lr=1e-3 "
+         "--eval_every=50 --val_tokens=500 --dropout=0.1 --no-hellaswag --keep_last=2 "
+         "--resume=auto").split()
 
+# -------------------------------------------------------------------------------------------------
+# 1 a run
 
 def start(processes, log_dir, *flags):
-    """A run in a process group of its own, so that all its processes can be killed at one instant."""
+    """
+    Start train_gpt2.py with FLAGS and further flags -> subprocess.Popen. It is in a process
+    group of its own, so that all its processes can be killed at one instant.
+    """
     python = [sys.executable]
     if processes > 1:
-        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*python, os.path.join(ROOT, "train_gpt2.py"), *FLAGS, f"--log_dir={log_dir}", *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=log_dir,
-                            start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        python += ["-m", "torch.distributed.run", "--standalone",
+                   f"--nproc_per_node={processes}"]
+    program = os.path.join(ROOT, "train_gpt2.py")
+    command = [*python, program, *FLAGS, f"--log_dir={log_dir}", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True, cwd=log_dir, start_new_session=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def wait_for(run, text):
-    """Read what a run prints until a line holds the text -> that line, or None if it ends without it."""
-    return next((line for line in run.stdout if text in line), None)
+    """Read what a run prints until a line holds the text -> that line, or None at its end."""
+    for line in run.stdout:
+        if text in line:
+            return line
+    return None
 
+
+def finish(run):
+    """Wait for the end of a run. AssertionError with what it printed unless it ended well."""
+    printed, _ = run.communicate()
+    assert run.returncode == 0, printed
+
+
+# -------------------------------------------------------------------------------------------------
+# 2 killing it
 
 def half_written(log_dir):
+    """The files that a run is writing, or could not finish, by their temporary names."""
     return [name for name in os.listdir(log_dir) if ".tmp" in name]
 
 
 def kill_at_random(run, log_dir, during_save, rng):
-    """SIGKILL the run up to half a second after its first step, or when it next writes a checkpoint."""
+    """
+    SIGKILL a run within half a second after its first step; during_save: when it next writes
+    a checkpoint. -> whether it was killed, or had ended before.
+    """
     if wait_for(run, "| loss:") is None:
         return False
     end = time.time() + rng.uniform(0, 0.5)
-    while run.poll() is None and (not half_written(log_dir) if during_save else time.time() < end):
-        pass  # no sleep: a checkpoint this small is written in a few milliseconds
+    # no sleep: a checkpoint this small is written in a few milliseconds
+    while run.poll() is None:
+        is_time = half_written(log_dir) if during_save else time.time() >= end
+        if is_time:
+            break
     if run.poll() is not None:
         return False
     os.killpg(run.pid, signal.SIGKILL)
@@ -59,57 +94,89 @@ def kill_at_random(run, log_dir, during_save, rng):
     return True
 
 
-def final_state(log_dir, steps):
-    """The tensors of the last checkpoint by name, and the log without its times."""
-    c = torch.load(os.path.join(log_dir, f"model_{steps:05d}.pt"), weights_only=True)
-    moments = {f"{name}.{k}": v for name, s in c["optimizer"]["state"].items() for k, v in s.items()}
-    with open(os.path.join(log_dir, "log.txt")) as f:
-        return {**c["model"], **moments}, [line for line in f if line.split()[1] != "dt"]
-
-
-def torture(folder, kills, steps, processes, dtype, seed=0):
-    """An undisturbed run and one that is killed `kills` times -> kills, those inside a write. Or an AssertionError."""
-    rng = random.Random(seed)
-    flags = (f"--data_root={os.path.join(ROOT, 'input.txt')}", f"--dtype={dtype}", f"--max_steps={steps}",
-             "--save_every=5")
-    whole, parts = (os.path.join(folder, name) for name in ("whole", "parts"))
-    for log_dir in (whole, parts):
-        os.makedirs(log_dir)
-    undisturbed = start(processes, whole, *flags)
-    out = undisturbed.communicate()[0]
-    assert undisturbed.returncode == 0, out
-    done = inside = 0
+def kill_again_and_again(kills, processes, log_dir, flags, rng):
+    """
+    Start a run and kill it, `kills` times, or fewer if it comes to its end -> how many kills
+    there were, and how many of them inside a write. AssertionError if it ends badly.
+    """
+    done = 0
+    inside = 0
     while done < kills:
-        run = start(processes, parts, *flags)
-        if not kill_at_random(run, parts, done % 2 == 1, rng):
-            out = run.communicate()[0]
-            assert run.returncode == 0, out
+        run = start(processes, log_dir, *flags)
+        during_save = done % 2 == 1
+        if not kill_at_random(run, log_dir, during_save, rng):
+            finish(run)
             break
         done += 1
-        inside += bool(half_written(parts))
-    run = start(processes, parts, *flags)
-    out = run.communicate()[0]
-    assert run.returncode == 0 and not half_written(parts), out
-    (tensors, log), (tensors2, log2) = final_state(whole, steps), final_state(parts, steps)
-    assert log == log2 and len(log) >= 3 * steps, "the logs differ"
-    assert tensors.keys() == tensors2.keys() and all(tensors[name].equal(tensors2[name]) for name in tensors)
+        if half_written(log_dir):
+            inside += 1
     return done, inside
 
 
+# -------------------------------------------------------------------------------------------------
+# 3 is it the same?
+
+def final_state(log_dir, steps):
+    """The tensors of the last checkpoint by name (dict), and the lines of the log but times."""
+    path = os.path.join(log_dir, f"model_{steps:05d}.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    tensors = dict(checkpoint["model"])
+    for name, moments in checkpoint["optimizer"]["state"].items():
+        for key, moment in moments.items():
+            tensors[f"{name}.{key}"] = moment
+    with open(os.path.join(log_dir, "log.txt")) as f:
+        lines = [line for line in f if line.split()[1] != "dt"]  # step stream value
+    return tensors, lines
+
+
+def torture(folder, kills, steps, processes, dtype, seed=0):
+    """
+    A run that nobody touches, and one that is killed `kills` times, both in folder -> how many
+    kills there were, and how many of them inside a write. AssertionError if the two differ.
+    """
+    rng = random.Random(seed)
+    flags = (f"--data_root={os.path.join(ROOT, 'input.txt')}", f"--dtype={dtype}",
+             f"--max_steps={steps}", "--save_every=5")
+    whole = os.path.join(folder, "whole")
+    parts = os.path.join(folder, "parts")
+    os.makedirs(whole)
+    os.makedirs(parts)
+
+    finish(start(processes, whole, *flags))
+    done, inside = kill_again_and_again(kills, processes, parts, flags, rng)
+    finish(start(processes, parts, *flags))
+    assert not half_written(parts), half_written(parts)
+
+    tensors, log = final_state(whole, steps)
+    other_tensors, other_log = final_state(parts, steps)
+    assert len(log) >= 3 * steps, "the log lacks lines"
+    assert log == other_log, "the logs differ"
+    assert tensors.keys() == other_tensors.keys(), "the checkpoints hold other names"
+    for name, tensor in tensors.items():
+        assert tensor.equal(other_tensors[name]), f"{name} differs"
+    return done, inside
+
+
+# -------------------------------------------------------------------------------------------------
+# 4 the command line
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=3000, help="long enough to be killed so often before it ends")
+    parser.add_argument("--steps", type=int, default=3000,
+                        help="enough that all the kills come before the end")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for processes in args.processes:
         for dtype in args.dtype:
-            folder, t0 = tempfile.mkdtemp(), time.time()
+            folder = tempfile.mkdtemp()  # it stays, to look at, if an assertion fails
+            t0 = time.time()
             done, inside = torture(folder, args.kills, args.steps, processes, dtype, args.seed)
-            print(f"{processes} process(es), {dtype}: {done} kills, {inside} of them inside a write: the same bits "
-                  f"({time.time() - t0:.0f}s)", flush=True)
+            print(f"{processes} process(es), {dtype}: {done} kills, {inside} of them inside a "
+                  f"write: the same bits ({time.time() - t0:.0f}s)", flush=True)
             shutil.rmtree(folder)
 
 
