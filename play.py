@@ -641,8 +641,7 @@ def measure_hellaswag(args):
 
     t0 = time.time()
     # each process counts its share of the items
-    counts = hellaswag.evaluate(model, items, process.autocast, args.batch_tokens,
-                                process.rank, process.num_processes)
+    counts = hellaswag.evaluate(model, items, process, args.batch_tokens)
     correct, correct_norm = train_gpt2.all_reduce(*counts)
     acc = correct / len(items)
     acc_norm = correct_norm / len(items)

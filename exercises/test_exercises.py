@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import conftest
 import pytest
@@ -22,7 +21,7 @@ from small_runs import ROOT
 
 import train_gpt2
 from support.console import UserError
-from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr
+from train_gpt2 import GPT, GPTConfig, KVCache, TrainConfig, get_lr
 
 V, C, L = 128, 96, 2  # vocabulary rows, channels and layers of the small model
 
@@ -79,7 +78,7 @@ def check_it_is_still_a_language_model(**changes):
     with torch.no_grad():
         a, b = model(idx)[0], model(other)[0]
         expect(close(b[:, :9], a[:, :9], 1e-5), "a token changes the logits of positions before it")
-        cache, parts = SimpleNamespace(n=0, size=16, kv={}), (idx[:, :5], idx[:, 5:6], idx[:, 6:])
+        cache, parts = KVCache(16), (idx[:, :5], idx[:, 5:6], idx[:, 6:])
         cached = torch.cat([model(part, cache=cache)[0] for part in parts], dim=1)
         expect(close(cached, a), "with a cache (GPT.stream) other logits come out than without it")
     model, seen = small_model(**changes).train(), tokens(4, 17)
@@ -219,13 +218,16 @@ def test_rope():
     """Rotary positions (Su et al. 2021): turn q and k by angles that grow with the position; no wpe."""
     model, idx = small_model(loud=4.0), tokens(2, 9)
     with torch.no_grad():
-        here, there = model(idx, pos=torch.arange(9))[0], model(idx, pos=torch.arange(7, 16))[0]
-        expect(close(there, here), "moving a text by 7 positions (forward's pos) changes its logits, though only "
-                                   "distances should count: is wpe still added?")
-        expect(close(model(idx)[0], here), "pos may be None: the positions are 0 to T - 1 then")
-        expect(close(model(idx, pos=torch.arange(9).expand(2, 9))[0], here), "pos may be (B, T): HellaSwag needs it")
-        expect(not close(model(idx[:, :8], pos=2 * torch.arange(8))[0], here[:, :8], 1e-2),
-               "at other distances the logits should be others: is pos used?")
+        def logits(idx, position_ids=None):
+            return model(idx, position_ids=position_ids)[0]
+        here, there = logits(idx, torch.arange(9)), logits(idx, torch.arange(7, 16))
+        expect(close(there, here), "moving a text by 7 positions (forward's position_ids) changes its logits, though "
+                                   "only distances should count: is wpe still added?")
+        expect(close(logits(idx), here), "position_ids may be None: the positions are 0 to T - 1 then")
+        expect(close(logits(idx, torch.arange(9).expand(2, 9)), here),
+               "position_ids may be (B, T): HellaSwag needs it")
+        expect(not close(logits(idx[:, :8], 2 * torch.arange(8)), here[:, :8], 1e-2),
+               "at other distances the logits should be others: are position_ids used?")
         model, swapped = small_model(loud=4.0, n_layer=1), idx[:, [1, 0, *range(2, 9)]]
         expect(not close(model(swapped)[0][:, -1], model(idx)[0][:, -1], 1e-2), "the order of the tokens is lost")
     without = count(model.transformer.h) + count(model.transformer.ln_f) + V * C
@@ -242,10 +244,11 @@ def test_gqa():
         saved = full - count(model)
         expect(saved in (columns * C, columns * (C + 1)), f"n_kv_head={n_kv_head} in place of 4 should save {columns} "
                f"columns of C weights and a bias, {columns * (C + 1)} parameters, not {saved}")
-        cache = SimpleNamespace(n=0, size=16, kv={})
+        cache = KVCache(16)
         with torch.no_grad():
             model(tokens(1, 4), cache=cache)
-        kept, needed = sum(kv.numel() for kv in cache.kv.values()), 2 * L * 16 * n_kv_head * C // 4
+        kept = sum(part.numel() for part in (*cache.keys.values(), *cache.values.values()))
+        needed = 2 * L * 16 * n_kv_head * C // 4
         expect(kept == needed, f"the cache holds {kept} numbers; n_kv_head={n_kv_head} needs {needed}")
         check_it_is_still_a_language_model(n_kv_head=n_kv_head)
     check_it_is_still_a_language_model(n_kv_head=4)

@@ -10,8 +10,8 @@ support does it.
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
     checkpoints.py   find, verify, restore, rotate
     hugging_face.py  config.json and model.safetensors, in and out
-    runlog.py        the record of a run: log.txt, settings.json, TensorBoard; writing it and reading it
-    processes.py     signals, where processes meet and how they leave, cards this build has no code for
+    runlog.py        the record of a run: log.txt, settings.json; writing it and reading it
+    processes.py     signals, where processes meet, cards this build has no code for
     sharding.py      FSDP2 for models too large for one card
     compiling.py     torch.compile, tried once before it is relied on
     health.py        is my run normal? reference curves, bad numbers, time left

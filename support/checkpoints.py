@@ -133,7 +133,9 @@ def identify_stream(loader, n=None):
 
 
 def check_stream(checkpoint, loader, stream, data_root):
-    """UserError if a run would go on with other data than those it began with. stream: the loader's."""
+    """
+    UserError if a run would go on with other data than those it began with. stream: the loader's.
+    """
     path, old = checkpoint["path"], checkpoint.get("stream")
     if old == stream:
         return
@@ -142,13 +144,16 @@ def check_stream(checkpoint, loader, stream, data_root):
         return
     grown = checkpoint["position"] <= old["tokens"] < stream["tokens"]
     if grown and identify_stream(loader, old["tokens"]) == old:
-        print0(f"{data_root} has grown from {old['tokens']:,} to {stream['tokens']:,} tokens: going on")
+        print0(f"{data_root} has grown from {old['tokens']:,} to {stream['tokens']:,} tokens: "
+               "going on")
         return
     what = f"{stream['tokens']:,} tokens, and it had {old['tokens']:,}"
     if old["tokens"] == stream["tokens"]:
         what = f"{stream['tokens']:,} tokens as before, but they are others"
-    raise UserError(f"the data have changed since {path} was saved: {data_root} has {what}. Bring them "
-                    f"back, or start another run from its weights: --init_from={path} --log_dir=log2")
+    raise UserError(f"the data have changed since {path} was saved: {data_root} has {what}. Bring "
+                    "them "
+                    f"back, or start another run from its weights: --init_from={path} "
+                    "--log_dir=log2")
 
 
 def load_weights(model, weights, source):

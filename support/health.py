@@ -75,10 +75,3 @@ def check_numbers(step, loss, norm, recent, scaler, loader, config):
         print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} "
                "before")
     recent[:] = [*recent, norm][-100:]
-
-
-def time_left(seconds, done, to_do):
-    """What the steps to do will take, if they take as long as those that are done -> text"""
-    if done == 0:
-        return "time left: known after some steps"
-    return f"{seconds / done * to_do / 60:.1f} min left"

@@ -73,7 +73,9 @@ def find_card(name, local_rank, num_processes):
 
 
 def check_kernels(card):
-    """UserError unless this PyTorch was built for a CUDA card."""
+    """UserError unless this PyTorch was built for the card."""
+    if card.kind != "cuda":
+        return
     major, minor = card.capability
     # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later
     # ones
@@ -100,7 +102,8 @@ def read_ranks():
         return 0, 0, 1
     advice = "start with torchrun, or unset them"
     if missing := [name for name in TORCHRUN if name not in os.environ]:
-        raise UserError(f"{', '.join(given)} of torchrun's variables are set, {', '.join(missing)} are "
+        raise UserError(f"{', '.join(given)} of torchrun's variables are set, "
+                        f"{', '.join(missing)} are "
                         f"not: {advice}", who="me")
     ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
     if not all(text.isdecimal() and text.isascii() for text in ranks):
@@ -108,7 +111,8 @@ def read_ranks():
                         f"numbers: {advice}", who="me")
     rank, local_rank, num_processes = map(int, ranks)
     if not (local_rank <= rank < num_processes):
-        raise UserError(f"there is no process {rank} (LOCAL_RANK {local_rank}) among {num_processes}: "
+        raise UserError(f"there is no process {rank} (LOCAL_RANK {local_rank}) among "
+                        f"{num_processes}: "
                         f"{advice}", who="me")
     return rank, local_rank, num_processes
 
@@ -134,12 +138,14 @@ def meet(backend, timeout_s):
             failure.append(e)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    deadline = time.monotonic() + timeout_s + 5  # the library's own limit comes first, with its reason
+    # the library's own limit comes first, with its reason
+    deadline = time.monotonic() + timeout_s + 5
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.05)
     if failure or thread.is_alive():
         reason = one_line(failure[0]) if failure else "no answer"
-        raise UserError(f"the processes of this run did not meet within --dist_timeout_s={timeout_s}: "
+        raise UserError(f"the processes of this run did not meet within "
+                        f"--dist_timeout_s={timeout_s}: "
                         f"{reason}", who="me", exit_code=1)
 
 

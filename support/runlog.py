@@ -26,6 +26,17 @@ class RunLog:
     lock: FileLock | None = None  # held while this object lives: one run in a log directory
     events: object = None  # TensorBoard's SummaryWriter, if asked for
     waiting: list = field(default_factory=list)  # lines that a full disk has refused so far
+    first_step: int = 0
+    max_steps: int = 0
+    began: float = field(default_factory=time.time)
+
+    def time_left(self, step):
+        """What the steps to do will take, if they take as long as those that are done -> text"""
+        done = step - self.first_step
+        if done == 0:
+            return "time left: known after some steps"
+        seconds = (time.time() - self.began) / done * (self.max_steps - step)
+        return f"{seconds / 60:.1f} min left"
 
     def write(self, step, **streams):
         """
@@ -86,7 +97,9 @@ def open_log(log_dir, settings, checkpoint):
             events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
-    return RunLog(path, lock, events)
+    first_step = checkpoint["step"] if checkpoint else 0
+    return RunLog(path, lock, events, first_step=first_step,
+                  max_steps=settings["train_config"]["max_steps"])
 
 
 def tensorboard_writer():

@@ -3,7 +3,8 @@ Flags -> checked dataclasses. Come here when a flag is refused, or to see who wi
 on the command line, then what a checkpoint says, then the preset, then the default.
 
 A setting is one line of a dataclass: `B: int = knob(64, "rows in a micro batch", least=1)`. Its
-value, its help and its limits stand together, and --help, the parser and check_limits read them there.
+value, its help and its limits stand together, and --help, the parser and check_limits read them
+there.
 """
 import argparse
 import math
@@ -102,7 +103,8 @@ def check_value(f, value):
                         f"{getattr(f.type, '__name__', f.type)}")
     least, most, below = f.metadata["least"], f.metadata["most"], f.metadata["below"]
     if most is None:
-        most = 2**48 if f.type is int else sys.float_info.max  # what one can count to; what is finite
+        # what one can count to; what is finite
+        most = 2**48 if f.type is int else sys.float_info.max
     # nan is refused too: it compares with nothing
     if number and not (least <= value <= most and value < below):
         limit = f"at most {most}" if below == math.inf else f"below {below:g}"
@@ -140,7 +142,8 @@ def check_settings(gpt_config, config):
         raise UserError(f"val_tokens {config.val_tokens} is less than one row of T {config.T}: try "
                         f"--val_tokens={config.T}")
     if 0 < config.max_steps < config.warmup_steps:
-        print0(f"warning: the warm-up takes {config.warmup_steps} steps, the run {config.max_steps}: "
+        print0(f"warning: the warm-up takes {config.warmup_steps} steps, the run "
+               f"{config.max_steps}: "
                f"its learning rate never reaches max_lr {config.max_lr:g}")
     if config.T > gpt_config.block_size:
         raise UserError(f"T {config.T} is longer than block_size {gpt_config.block_size}: try "

@@ -61,9 +61,11 @@ class TokenFile:
         try:
             tokens = np.fromfile(self.filename, self.dtype, count=stop - start, offset=where)
         except OSError as e:
-            raise UserError(f"{self.filename} cannot be read at offset {start} ({e.strerror or e})", who="me")
+            raise UserError(f"{self.filename} cannot be read at offset {start} "
+                            f"({e.strerror or e})", who="me")
         if len(tokens) < stop - start:
-            raise UserError(f"{self.filename} ends at offset {start + len(tokens)}: it had {self.size} "
+            raise UserError(f"{self.filename} ends at offset {start + len(tokens)}: it had "
+                            f"{self.size} "
                             "tokens when this run began. Has it been written anew?", who="me")
         return tokens
 

@@ -2,10 +2,12 @@
 What tests call: models small enough to train in a second, their logs and checkpoints, shards and documents, what is
 refused, and files that somebody has damaged.
 """
+import contextlib
 import gzip
 import json
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,12 @@ TINY_CONFIG = GPTConfig(block_size=16, vocab_size=128, n_layer=2, n_head=2, n_em
 # what torch says of a card
 H100 = Card("cuda", torch.device("cuda", 0), "NVIDIA H100 80GB HBM3", capability=(9, 0),
             archs=("sm_60", "sm_70", "sm_75", "sm_80", "sm_90", "compute_90"))
+
+
+def a_process(autocast=None, rank=0, num_processes=1):
+    """What an eval asks of a process: one on the CPU that nobody asks to stop."""
+    return SimpleNamespace(rank=rank, num_processes=num_processes, device=torch.device("cpu"),
+                           autocast=autocast or contextlib.nullcontext(), stop_requested=lambda: False)
 
 
 def refusal(function, *args, exit_code=2):
@@ -118,8 +126,8 @@ def stream(folder):
 
 
 def contents(folder):
-    """Every file of a directory with its bytes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Every file of a directory with its bytes, but for locks."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".lock")}
 
 
 def some_documents(n=200, seed=0):

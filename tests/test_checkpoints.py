@@ -10,6 +10,9 @@ from small_runs import fuzz, refusal
 
 from support.settings import SHAPE
 from train_gpt2 import GPT, GPTConfig, load_checkpoint
+from small_runs import write_shards
+from support.checkpoints import identify_stream
+from train_gpt2 import DataLoaderLite, load_tokens
 
 
 def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
@@ -181,3 +184,50 @@ def test_mutated_checkpoints(tmp_path, checkpoint_bytes):
 @pytest.mark.slow
 def test_thousands_of_mutated_checkpoints(tmp_path, checkpoint_bytes):
     fuzz_checkpoints(tmp_path, checkpoint_bytes, 2000)
+
+
+# --- the data that it was made on -----------------------------------------------------------------
+
+@pytest.mark.parametrize("change, said", [
+    (lambda text: text.replace("First", "Fifth", 1), "tokens as before, but they are others"),
+    (lambda text: text[:-100], "17,910 tokens, and it had 18,000"),
+], ids=["another word", "shorter"])
+def test_a_run_does_not_go_on_with_other_data(change, said, train, text, refused):
+    """The order of the data is part of a run: after the text has changed, --resume says so and stops."""
+    train("log", "--save_every=5", "--max_steps=5")
+    text.write_text(change(text.read_text()))
+    line = refused("--resume=auto")
+    assert said in line and "--init_from=" in line
+
+
+def test_data_may_grow(tmp_path, train, capsys):
+    """More shards behind the old ones, as `fineweb.py --max_shards=10` makes after 3: the run goes on with them."""
+    stream = write_shards(tmp_path / "shards", [500, 3000, 3000])
+    flags = (f"--data_root={tmp_path / 'shards'}", "--tokenizer=gpt2", "--n_embd=8", "--save_every=5")
+    train("log", *flags, "--max_steps=5")
+    assert len(write_shards(tmp_path / "shards", [500, 3000, 3000, 1000])) == len(stream) + 1000
+    capsys.readouterr()
+    log = train("log", *flags, "--max_steps=7", "--resume=auto")
+    assert list(log["train"]) == list(range(7)) and "has grown from 6,000 to 7,000 tokens" in capsys.readouterr().out
+
+
+def test_a_stream_is_known_whatever_its_shards(tmp_path):
+    """The same tokens in one shard or in five are the same stream."""
+    for name, sizes in (("one", [10, 5000]), ("five", [10, 1, 999, 2000, 1500, 500])):
+        write_shards(tmp_path / name, sizes)
+    one, five = ([load_tokens(str(path)) for path in sorted((tmp_path / name).glob("*_train_*"))]
+                 for name in ("one", "five"))
+    assert len(five) == 5
+    assert identify_stream(DataLoaderLite(one, 1, 8)) == identify_stream(DataLoaderLite(five, 1, 8))
+    assert identify_stream(DataLoaderLite(one, 1, 8)) != identify_stream(DataLoaderLite(five[1:], 1, 8))
+
+
+def test_a_checkpoint_that_names_no_stream_goes_on(tmp_path, train, capsys):
+    """Those of older versions: a line, and the run goes on."""
+    train("log", "--save_every=5", "--max_steps=5")
+    path = tmp_path / "log" / "model_00005.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["stream"]
+    torch.save(saved, path)
+    assert list(train("log", "--resume=auto", "--max_steps=6")["train"]) == list(range(6))
+    assert "does not say which data it was made on" in capsys.readouterr().out

@@ -16,13 +16,16 @@ import fineweb
 from support.console import UserError
 from support.shards import load_meta
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
+import gzip
+import io
+import torch
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 
 
 @pytest.fixture
-def refused(make):
-    """refused("name", *flags): the same must be refused -> the line that says why."""
+def fineweb_refuses(make):
+    """fineweb_refuses("name", *flags): the same must be refused -> the line that says why."""
     return lambda *args: refusal(make, *args)
 
 
@@ -95,9 +98,9 @@ def test_a_document_longer_than_several_shards(make, corpus):
 
 @pytest.mark.parametrize("lines", [[], [""], ["", "  "], [json.dumps({"text": ""})]],
                          ids=["no line", "an empty line", "blank lines", "one empty document"])
-def test_an_empty_corpus_is_refused(lines, refused, corpus):
+def test_an_empty_corpus_is_refused(lines, fineweb_refuses, corpus):
     corpus.write_text("\n".join(lines))
-    assert "tokens has none left to train on" in refused("out")
+    assert "tokens has none left to train on" in fineweb_refuses("out")
 
 
 def test_a_million_spaces(make, corpus):
@@ -131,29 +134,29 @@ def test_what_is_no_unicode_becomes_the_replacement_character(make, corpus, caps
 
 @pytest.mark.parametrize("line", ['{"text": "cut', "[1, 2]", '{"text": 5}', '{"txt": "a"}', "null", "[" * 100_000],
                          ids=lambda line: line[:12])
-def test_a_malformed_row_is_named_skipped_and_counted(line, make, refused, corpus, capsys):
+def test_a_malformed_row_is_named_skipped_and_counted(line, make, fineweb_refuses, corpus, capsys):
     """Or, with --strict, the end."""
     corpus.write_text("\n".join([json.dumps({"text": "good"}), line, json.dumps({"text": "better"})]))
     assert stream(make("out")) == plain(["good", "better"])
     out, err = capsys.readouterr()
     assert f"skipped: {corpus}, line 2: " in err and "; 1 rows without a text skipped" in out
-    assert f"{corpus}, line 2: " in refused("strict", "--strict")
+    assert f"{corpus}, line 2: " in fineweb_refuses("strict", "--strict")
 
 
-def test_a_wrong_text_key_does_not_skip_a_whole_corpus(refused):
-    assert "line 1: no text under 'content', as in every row so far: is --text_key right?" in refused(
+def test_a_wrong_text_key_does_not_skip_a_whole_corpus(fineweb_refuses):
+    assert "line 1: no text under 'content', as in every row so far: is --text_key right?" in fineweb_refuses(
         "out", "--text_key=content")
 
 
-def test_a_truncated_file_ends_the_run(refused, tmp_path):
+def test_a_truncated_file_ends_the_run(fineweb_refuses, tmp_path):
     path = write_jsonl(tmp_path / "files" / "a.jsonl.gz", some_documents())
     path.write_bytes(path.read_bytes()[:-5000])
-    assert f"cannot read {path} after row" in refused("out", f"--files={path}")
+    assert f"cannot read {path} after row" in fineweb_refuses("out", f"--files={path}")
 
 
-def test_a_file_that_is_no_parquet(refused, tmp_path):
+def test_a_file_that_is_no_parquet(fineweb_refuses, tmp_path):
     (tmp_path / "a.parquet").write_text("PAR1")
-    assert "cannot read" in refused("out", f"--files={tmp_path}/*.parquet")
+    assert "cannot read" in fineweb_refuses("out", f"--files={tmp_path}/*.parquet")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ def test_a_second_run_says_that_everything_is_there(make, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"everything is there already: {len(some_documents())} documents")
 
 
-def test_more_shards_later(make, refused):
+def test_more_shards_later(make, fineweb_refuses):
     """--max_shards stops early; a larger number, or none, goes on."""
     out = make("out", "--max_shards=2")
     assert [len(np.load(path)) for path in shards(out)] == [3000, 3000] and fineweb.check_directory(str(out)) == []
@@ -215,40 +218,40 @@ def test_more_shards_later(make, refused):
     ("--tokenizer=char", "another tokenizer (gpt2, not char)"),
     ("--files={root}/tests/*.txt", "another source"), ("--part=1/1000", "another parts (1, not 1000)"),
 ], ids=lambda v: v.split("=")[0])
-def test_other_settings_are_refused(flag, said, make, refused, tmp_path):
+def test_other_settings_are_refused(flag, said, make, fineweb_refuses, tmp_path):
     """A directory of shards that half belong to something else would be worse than none."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "a.txt").write_text("another text")
     before = contents(make("out"))
-    assert said in refused("out", flag.format(root=tmp_path)) and contents(tmp_path / "out") == before
+    assert said in fineweb_refuses("out", flag.format(root=tmp_path)) and contents(tmp_path / "out") == before
 
 
-def test_a_grown_corpus_is_another_source(make, refused, corpus):
+def test_a_grown_corpus_is_another_source(make, fineweb_refuses, corpus):
     make("out")
     with open(corpus, "a") as f:
         f.write(json.dumps({"text": "one more"}))
-    assert "another source" in refused("out")
+    assert "another source" in fineweb_refuses("out")
 
 
-def test_shards_of_another_program_are_not_touched(refused, tmp_path):
+def test_shards_of_another_program_are_not_touched(fineweb_refuses, tmp_path):
     (tmp_path / "out").mkdir()
     np.save(tmp_path / "out" / "edufineweb_train_000001.npy", np.zeros(10, np.uint16))
-    assert "holds shards without a meta.json" in refused("out")
+    assert "holds shards without a meta.json" in fineweb_refuses("out")
 
 
-def test_a_shard_that_has_gone(make, refused):
+def test_a_shard_that_has_gone(make, fineweb_refuses):
     out = make("out", "--max_shards=3")
     shards(out)[1].unlink()
-    assert "edufineweb_train_000001.npy is missing: delete" in refused("out")
+    assert "edufineweb_train_000001.npy is missing: delete" in fineweb_refuses("out")
 
 
-def test_no_space_is_seen_before(refused, monkeypatch):
+def test_no_space_is_seen_before(fineweb_refuses, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert "has 0.0 MB free: choose another --out, or fewer shards" in refused("out")
+    assert "has 0.0 MB free: choose another --out, or fewer shards" in fineweb_refuses("out")
 
 
-def test_no_space_while_writing(make, refused, monkeypatch, tmp_path):
+def test_no_space_while_writing(make, fineweb_refuses, monkeypatch, tmp_path):
     """The error names what is missing, finished shards stay, no half shard does, and the same command goes on."""
     save, calls = np.save, []
 
@@ -259,7 +262,7 @@ def test_no_space_while_writing(make, refused, monkeypatch, tmp_path):
             raise OSError(28, "No space left on device")
         save(f, tokens)
     monkeypatch.setattr(np, "save", full)
-    err = refused("out")
+    err = fineweb_refuses("out")
     assert "edufineweb_train_000003.npy, 0.0 MB (No space left on device): 3 finished shards stay" in err
     assert len(list((tmp_path / "out").iterdir())) == 5  # and meta.json, .lock
     monkeypatch.setattr(np, "save", save)
@@ -276,16 +279,16 @@ def test_no_space_while_writing(make, refused, monkeypatch, tmp_path):
     (["--tokenizer={root}/a.json"], "not a usable tokenizer.json"), (["--out={root}/a.csv"], "cannot write to"),
     (["--check=nowhere"], "nowhere has no meta.json"),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
-def test_wrong_flags(flags, said, refused, tmp_path):
+def test_wrong_flags(flags, said, fineweb_refuses, tmp_path):
     (tmp_path / "a.csv").write_text("a,b")
     (tmp_path / "a.json").write_text("{}")
-    assert said in refused("out", *(flag.format(root=tmp_path) for flag in flags))
+    assert said in fineweb_refuses("out", *(flag.format(root=tmp_path) for flag in flags))
 
 
-def test_without_a_network(refused, monkeypatch):
+def test_without_a_network(fineweb_refuses, monkeypatch):
     """One line that says what to do, at once."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    err = refused("out", "--files=")
+    err = fineweb_refuses("out", "--files=")
     assert "cannot load HuggingFaceFW/fineweb-edu sample-10BT from http://127.0.0.1:9" in err
     assert "set HF_ENDPOINT to a mirror" in err and "--files=" in err
 
@@ -322,14 +325,14 @@ class Pretended:
             yield {"text": text, "id": "x"}
 
 
-def test_fineweb_edu_and_a_connection_that_breaks(make, refused, monkeypatch, tmp_path):
+def test_fineweb_edu_and_a_connection_that_breaks(make, fineweb_refuses, monkeypatch, tmp_path):
     """What is asked of the hub; and a broken connection costs what was not yet in a shard."""
     datasets = pytest.importorskip("datasets")
     asked, files = [], [some_documents(seed=i) for i in range(4)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or Pretended(files))
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kw: open(os.devnull))
     files[2].insert(100, "the line goes dead")
-    err = refused("out", "--files=")
+    err = fineweb_refuses("out", "--files=")
     assert "cannot read piece 2 of the dataset after row 100 (ConnectionError: Read timed out)" in err
     assert len(shards(tmp_path / "out")) > 10 and "the same command goes on" in err
     files[2].pop(100)
@@ -407,10 +410,10 @@ def test_check_names_what_is_wrong(damage, said, make, capsys):
     assert said in output and code == (0 if "every" in said else 1)
 
 
-def test_check_sees_an_unfinished_run(make, refused, corpus, tmp_path, capsys):
+def test_check_sees_an_unfinished_run(make, fineweb_refuses, corpus, tmp_path, capsys):
     with open(corpus, "a") as f:
         f.write("{")
-    refused("out", "--strict")
+    fineweb_refuses("out", "--strict")
     assert check(tmp_path / "out", capsys) == (1, "part 1 of 1 is not finished: the command that began it goes on\n")
 
 
@@ -466,17 +469,17 @@ def test_a_tokenizer_of_your_own(size, dtype, make, corpus, tmp_path):
     assert fineweb.check_directory(str(out)) == []
 
 
-def test_a_tokenizer_without_an_end_of_text(refused, tmp_path):
+def test_a_tokenizer_without_an_end_of_text(fineweb_refuses, tmp_path):
     (tmp_path / "mine.json").write_text(word_tokenizer(10, "[PAD]"))
-    assert "none of <|endoftext|>" in refused("out", f"--tokenizer={tmp_path}/mine.json")
+    assert "none of <|endoftext|>" in fineweb_refuses("out", f"--tokenizer={tmp_path}/mine.json")
 
 
-def test_another_tokenizer_file_of_the_same_name(make, refused, tmp_path):
+def test_another_tokenizer_file_of_the_same_name(make, fineweb_refuses, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(word_tokenizer(10))
     make("out", f"--tokenizer={path}")
     path.write_text(word_tokenizer(11))
-    assert "another tokenizer (mine.json" in refused("out", f"--tokenizer={path}")
+    assert "another tokenizer (mine.json" in fineweb_refuses("out", f"--tokenizer={path}")
 
 
 def test_help_is_the_docstring_and_every_flag():
@@ -484,3 +487,295 @@ def test_help_is_the_docstring_and_every_flag():
     out = subprocess.run(command, capture_output=True, text=True).stdout
     assert fineweb.__doc__.strip().splitlines()[0] in out
     assert all(f"--{name}" in out for name in fineweb.ShardConfig.__dataclass_fields__)
+
+
+# --- what a clumsy user does ----------------------------------------------------------------------
+
+@pytest.fixture
+def two_files(tmp_path):
+    """Two .jsonl files of 40 documents each -> the pattern that means both."""
+    with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
+        text = f.read(80_000)
+    (tmp_path / "corpus").mkdir()
+    for i in range(2):
+        lines = [json.dumps({"text": text[start : start + 1000]}) + "\n"
+                 for start in range(40_000 * i, 40_000 * (i + 1), 1000)]
+        (tmp_path / "corpus" / f"{i}.jsonl").write_text("".join(lines))
+    return f"{tmp_path}/corpus/*.jsonl"
+
+
+@pytest.fixture
+def make_two(tmp_path, two_files):
+    """make_two("name", "--workers=1") makes shards of 3,000 tokens of the corpus -> their directory."""
+    def run(name, *flags):
+        fineweb.main([f"--files={two_files}", "--shard_size=3000", f"--out={tmp_path / name}", *flags])
+        return tmp_path / name
+    return run
+
+
+def run_elsewhere(two_files, out, *flags):
+    """The same in a process of its own -> exit code, what it says on stderr"""
+    command = [sys.executable, os.path.join(ROOT, "fineweb.py"), f"--files={two_files}",
+               "--shard_size=3000", f"--out={out}", *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("mine, theirs, code", [
+    ("1/1", "1/1", 2), ("1/2", "1/2", 2), ("1/2", "2/2", 0),
+])
+def test_one_run_in_a_directory(mine, theirs, code, make_two, two_files, tmp_path, monkeypatch):
+    """
+    A second run with the same --out is refused while the first is at work. Parts of one corpus may
+    be made at the same time: each writes files of its own.
+    """
+    write_shard, results = fineweb.write_shard, []
+
+    def meanwhile(path, tokens):
+        if not results:
+            results.append(run_elsewhere(two_files, tmp_path / "out", f"--part={theirs}"))
+        return write_shard(path, tokens)
+    monkeypatch.setattr(fineweb, "write_shard", meanwhile)
+    make_two("out", f"--part={mine}")
+    exit_code, said = results[0]
+    assert exit_code == code
+    if code:
+        advice = f"another run is writing to {tmp_path / 'out'}: wait for it, or choose another"
+        assert advice in said and said.count("\n") == 1
+    monkeypatch.undo()
+    make_two("alone", f"--part={mine}")
+    if code == 0:
+        make_two("alone", f"--part={theirs}")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+def test_a_finished_directory_needs_no_lock(make_two, monkeypatch, capsys):
+    """It may lie on a disk that cannot be written to."""
+    make_two("out")
+
+    def cannot(*args):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(fineweb, "lock_part", cannot)
+    capsys.readouterr()
+    make_two("out")
+    assert capsys.readouterr().out.startswith("everything is there already")
+
+
+SENTENCE = "Être, ou ne pas être: là est la question. "
+
+
+CHINESE = "话说天下大势，分久必合，合久必分。"
+
+
+def packed(pack):
+    """What gzip, torch.save, ... make of something small -> bytes"""
+    file = io.BytesIO()
+    pack(file)
+    return file.getvalue()
+
+
+def parquet():
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    return packed(lambda file: pq.write_table(pa.table({"text": [SENTENCE] * 100}), file))
+
+
+NO_UTF8 = {
+    "UTF-16 LE": (lambda: ("\ufeff" + SENTENCE * 99).encode("utf-16-le"), "is in UTF-16 LE, not"),
+    "UTF-16 BE": (lambda: ("\ufeff" + SENTENCE * 99).encode("utf-16-be"), "is in UTF-16 BE, not"),
+    "UTF-32": (lambda: ("\ufeff" + SENTENCE * 99).encode("utf-32-le"), "is in UTF-32 LE, not"),
+    "UTF-16 without a mark": (lambda: ("to be " * 99).encode("utf-16-be"), "is in UTF-16BE, not"),
+    "GBK": (lambda: (CHINESE * 99).encode("gbk"), "of its 3,366 bytes cannot be read"),
+    "Latin-1": (lambda: (SENTENCE * 99).encode("latin-1"), "convert it from its encoding"),
+    "random": (lambda: np.random.default_rng(0).bytes(9999), "of its 9,999 bytes cannot be read"),
+    "gzip": (lambda: gzip.compress(SENTENCE.encode() * 99), "seems to be a gzip file"),
+    "parquet": (parquet, "seems to be a parquet file: python fineweb.py --files="),
+    "checkpoint": (lambda: packed(lambda file: torch.save({"a": 1}, file)), "for --init_from"),
+    "shard": (lambda: packed(lambda file: np.save(file, np.arange(99, dtype=np.uint16))),
+              "seems to be a numpy array, perhaps a shard: give the directory"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_UTF8)
+def test_what_is_no_text_in_utf8_is_refused(kind, make_two, refused, tmp_path):
+    """
+    By train_gpt2.py and by fineweb.py: what it seems to be, and how to convert it. It trained
+    without a word, on U+FFFD and zeros.
+    """
+    data, said = NO_UTF8[kind]
+    path = tmp_path / "my text.txt"
+    path.write_bytes(data())
+    assert said in refused(f"--data_root={path}")
+    assert said in refusal(make_two, "out", f"--files={tmp_path}/my*.txt")
+    assert not list((tmp_path / "out").glob("*.npy"))
+
+
+def test_the_command_that_converts_a_text(refused, tmp_path, monkeypatch):
+    """It is a line to copy, and what it makes is refused no more."""
+    (tmp_path / "my text.txt").write_text("\ufeff" + SENTENCE * 500, encoding="utf-16-le")
+    monkeypatch.chdir(tmp_path)
+    line = refused("--data_root=my text.txt")
+    command = line.partition("not in UTF-8: ")[2]
+    assert command == "iconv -f UTF-16 -t UTF-8 'my text.txt' > 'my text.utf8.txt'"
+    if shutil.which("iconv"):
+        subprocess.run(command, shell=True, check=True)
+        assert (tmp_path / "my text.utf8.txt").read_text(encoding="utf-8") == SENTENCE * 500
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=[".jsonl", ".jsonl.gz"])
+def test_a_jsonl_in_utf16_is_named(packed, make_two, tmp_path):
+    """Its lines are no JSON, but that is not what is wrong with it."""
+    lines = "".join(json.dumps({"text": SENTENCE}) + "\n" for _ in range(9))
+    path = tmp_path / ("a.jsonl.gz" if packed else "a.jsonl")
+    data = lines.encode("utf-16")
+    path.write_bytes(gzip.compress(data) if packed else data)
+    line = refusal(make_two, "out", f"--files={path}")
+    assert f"{path} is in UTF-16 LE, not in UTF-8: " in line and "a.utf8.jsonl" in line
+    assert ("gunzip -c" in line) == packed
+
+
+def test_a_few_bad_bytes_are_mended_and_said(train, make_two, tmp_path, capsys):
+    """One byte in a thousand may be wrong: it becomes U+FFFD, and a line says how many did."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"to be, or not to be. " * 500 + b"caf\xe9")
+    train("log", f"--data_root={path}", "--max_steps=1")
+    said = capsys.readouterr().out
+    assert f"{path}: what is no UTF-8 becomes U+FFFD (1 of 10,507 bytes)" in said
+    out = make_two("out", f"--files={path}")
+    assert "1 documents with U+FFFD" in capsys.readouterr().out
+    tokens = [i for name in sorted(out.glob("*.npy"), key=lambda name: name.name[-10:])
+              for i in np.load(name).tolist()]
+    assert tokens[1:] == gpt2_tokenizer().encode(path.read_bytes().decode(errors="replace"))
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "is empty (0 characters): give a text to train on"),
+    ("\ufeff", "is too short (1 characters): it has 0 tokens to train on and 1 for validation"),
+    ("To be", "is too short (5 characters): it has 4 tokens to train on and 1 for validation, and "
+              "a batch needs B * T + 1"),
+    ("To be, or not to be", "a split of 17 tokens is too short for a batch of 128"),
+], ids=["nothing", "a mark", "a word", "a line"])
+def test_a_text_of_a_few_characters(text, said, refused, tmp_path):
+    """
+    How many tokens there are, and how many a batch needs. A smaller --B is proposed only where a
+    smaller --B helps.
+    """
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    line = refused(f"--data_root={tmp_path / 'a.txt'}")
+    assert said in line and ("try a smaller --B or --T" in line) == ("a split of" in said)
+
+
+@pytest.mark.parametrize("size", [10**14, 2**32 + 1])
+def test_a_shard_too_large_for_a_file_is_refused_at_once(size, make_two, tmp_path):
+    """Nothing is written, so that the corrected command does not meet what it has left."""
+    line = refusal(make_two, "out", f"--shard_size={size}")
+    assert f"--shard_size={size}: must be at least 1 and at most" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_too_large_for_the_memory(make_two, tmp_path, monkeypatch):
+    """The buffer is asked for before meta.json is written."""
+    empty = np.empty
+
+    def small_machine(shape, *args, **kwargs):
+        if shape == 8_000_000_000:
+            raise MemoryError("Unable to allocate 14.9 GiB")
+        return empty(shape, *args, **kwargs)
+    monkeypatch.setattr(np, "empty", small_machine)
+    line = refusal(make_two, "out", "--shard_size=4000000000")
+    assert "too large for the memory here (Unable to allocate 14.9 GiB): try --shard_size=1" in line
+    assert contents(tmp_path / "out") == {}
+
+
+def small_tokenizer(tmp_path):
+    """A tokenizer.json under another name -> its path"""
+    path = tmp_path / "small.json"
+    path.write_text(train_bpe(["to be or not to be"], 270), encoding="utf-8")
+    return path
+
+
+WRONG = {
+    "text_key": ["--text_key=content"],
+    "shard_size": ["--shard_size=1000000"],
+    "tokenizer": ["--tokenizer=bpe:300"],
+    "tokenizer.json": ["--tokenizer={small}"],
+    "part": ["--part=2/2"],
+}
+
+
+@pytest.mark.parametrize("right", [[], ["--tokenizer=bpe:290"], ["--part=1/2", "--val_tokens=7"]],
+                         ids=["gpt2", "bpe", "part"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_run_without_a_shard_is_no_obstacle(wrong, right, make_two, tmp_path, monkeypatch):
+    """
+    A run that ended before its first shard leaves a meta.json. Whatever its settings were, the
+    corrected command does what it does in an empty directory.
+    """
+    write_shard = fineweb.write_shard
+
+    def full(path, tokens):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(fineweb, "write_shard", full)
+    small = small_tokenizer(tmp_path)
+    refusal(make_two, "out", *(flag.format(small=small) for flag in WRONG[wrong]))
+    assert list(contents(tmp_path / "out"))
+    monkeypatch.setattr(fineweb, "write_shard", write_shard)
+    assert contents(make_two("out", *right)) == contents(make_two("alone", *right))
+
+
+def test_shards_that_no_meta_json_speaks_of_yet(make_two, tmp_path, monkeypatch):
+    """
+    The first two shards are there before meta.json speaks of them. What a run has left that died
+    right then does not end up among the shards of another part.
+    """
+    def die(*args):
+        raise Died
+    with monkeypatch.context() as patch:
+        patch.setattr(fineweb.ShardWriter, "save_meta", die)
+        with pytest.raises(Died):
+            make_two("out")
+    assert len(list((tmp_path / "out").glob("*.npy"))) == 2
+    assert contents(make_two("out", "--part=2/2")) == contents(make_two("alone", "--part=2/2"))
+
+
+def test_a_run_without_a_shard_that_is_still_running(make_two, two_files, tmp_path, monkeypatch):
+    """It is an obstacle: who removed its meta.json would have two corpora in one directory."""
+    write_shard, results = fineweb.write_shard, []
+
+    def meanwhile(path, tokens):
+        if not results:
+            results.append(run_elsewhere(two_files, tmp_path / "out", "--part=2/2"))
+        return write_shard(path, tokens)
+    monkeypatch.setattr(fineweb, "write_shard", meanwhile)
+    make_two("out")
+    exit_code, said = results[0]
+    assert exit_code == 2 and "another run is writing to" in said
+    assert contents(tmp_path / "out") == contents(make_two("alone"))
+
+
+def test_a_tokenizer_json_of_ones_own_in_the_directory(make_two, tmp_path):
+    """It is neither overwritten nor left beside shards that another tokenizer has made."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tokenizer.json").write_text("mine")
+    line = refusal(make_two, "out", "--tokenizer=bpe:300")
+    assert "tokenizer.json is not the tokenizer of these shards: choose another --out" in line
+    assert contents(tmp_path / "out") == {"tokenizer.json": b"mine"}
+
+
+def test_a_parquet_without_the_column_names_those_that_are_there(make_two, tmp_path):
+    """It said "IndexError: Index 0 out of bounds"."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "body": ["to be", "or not"]}), path)
+    line = refusal(make_two, "out", f"--files={path}")
+    assert line == f"{path} has no column 'text': with --text_key choose one of id, body"
+    assert list(make_two("out", f"--files={path}", "--text_key=body").glob("*.npy"))
+
+
+@pytest.mark.parametrize("flag, most", [
+    ("--max_shards=2000000", "1000000"), ("--val_tokens=5000000000", "4294967296"),
+    ("--workers=100000", "1024"),
+])
+def test_limits_stand_beside_the_flags(flag, most, make_two, tmp_path):
+    """Six digits in the name of a shard, 2**32 tokens in a file, a thread for any core."""
+    assert refusal(make_two, "out", flag) == f"{flag}: must be at least 0 and at most {most}"
+    assert not (tmp_path / "out").exists()

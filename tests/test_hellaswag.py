@@ -1,5 +1,4 @@
 """Facts about HellaSwag, on items made up here."""
-import contextlib
 import hashlib
 import io
 import json
@@ -8,13 +7,16 @@ import os
 
 import pytest
 import torch
-from small_runs import ROOT, items_of, refusal
+from small_runs import ROOT, a_process, items_of, refusal
 
 import hellaswag
 import play
 from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
 from support.tokenizer import gpt2_tokenizer
 from train_gpt2 import GPT, GPTConfig
+import weakref
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ITEM = {"ctx": "A dog runs", "label": 2,
         "endings": ["after the ball.", "up.", "to the old house on the hill.", "away now."]}
@@ -53,17 +55,18 @@ class Knows(torch.nn.Module):
         super().__init__()
         self.lm_head, self.expected = torch.nn.Linear(1, 1), expected
 
-    def forward(self, ids, wanted, pos, mask):
-        step = pos.flatten()[wanted] + 1 - 3  # how many tokens of the ending are known (the context has three)
+    def forward(self, ids, positions, position_ids, attention_mask):
+        # how many tokens of the ending are known (the context has three)
+        step = position_ids.flatten()[positions] + 1 - 3
         expected = torch.tensor([*self.expected, *[0] * 20])[step]
-        return torch.zeros(len(wanted), 50257).scatter(1, expected[:, None], 99.0), None
+        return torch.zeros(len(positions), 50257).scatter(1, expected[:, None], 99.0), None
 
 
 @pytest.mark.parametrize("row, right", [(2, 3), (1, 0)])
 def test_a_model_that_knows_the_answer_scores_one(row, right):
     """A model that expects just the right ending is right every time; one that expects another ending, never."""
     items = [tokenize_example(ITEM)] * 3
-    assert evaluate(Knows(items[0][1][row]), items, contextlib.nullcontext()) == (right, right)
+    assert evaluate(Knows(items[0].endings[row]), items, a_process()) == (right, right)
 
 
 def plain(model, examples):
@@ -79,7 +82,7 @@ def plain(model, examples):
 def assert_same_predictions(model, examples, batch_tokens):
     """Equal wherever the two best scores differ by more than 1e-4 relative; how many do not is small and counted."""
     items = [tokenize_example(e) for e in examples]
-    for ours, theirs in zip(score(model, items, contextlib.nullcontext(), batch_tokens), plain(model, examples),
+    for ours, theirs in zip(score(model, items, a_process(), batch_tokens), plain(model, examples),
                             strict=True):
         best, second = theirs.sort(dim=1).values[:, :2].T
         near = (second - best) / best <= 1e-4
@@ -123,9 +126,9 @@ def test_the_same_on_300_real_items(which, models):
 def test_every_process_counts_its_part(models):
     """Two or three processes with every second or third item find together what one finds alone."""
     items = [tokenize_example(e) for e in items_of(40)]
-    whole = evaluate(models["trained"], items, contextlib.nullcontext())
+    whole = evaluate(models["trained"], items, a_process())
     for n in (2, 3):
-        parts = [evaluate(models["trained"], items[rank::n], contextlib.nullcontext()) for rank in range(n)]
+        parts = [evaluate(models["trained"], items[rank::n], a_process()) for rank in range(n)]
         assert tuple(map(sum, zip(*parts, strict=True))) == whole
 
 
@@ -133,10 +136,10 @@ def test_no_batch_has_more_tokens_than_its_budget():
     """Filling included: memory does not depend on the longest item. Only what is longer alone stands alone."""
     items = [tokenize_example(e) for e in items_of(100)]
     batches = make_batches(items, 300, block_size=64)
-    lengths = [[len(row[0]) for _, row in batch] for batch in batches]
+    lengths = [[len(row.ids) for row in batch] for batch in batches]
     assert all(len(batch) * batch[0] <= 300 and batch[0] == max(batch) for batch in lengths) and len(lengths) < 70
-    assert sorted(i for batch in batches for i, _ in batch) == list(range(100))
-    assert all(max(row[1]) < 64 for batch in batches for _, row in batch), "no token stands beyond the context"
+    assert sorted(row.number for batch in batches for row in batch) == list(range(100))
+    assert all(max(row.position_ids) < 64 for batch in batches for row in batch), "no token stands beyond the context"
     assert {len(batch) for batch in make_batches(items, 1, 64)} == {1}
 
 
@@ -224,3 +227,48 @@ def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
         play.main, ["hellaswag", f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
     assert "hella" not in train("char2", "--max_steps=1", "--hellaswag")
     assert "no HellaSwag" in capsys.readouterr().out
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+class LiveStorages(TorchDispatchMode):
+    """Adds up the bytes of all storages that operations have made and that are alive, and keeps the highest sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0
+
+    def gone(self, key):
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor):
+                storage = t.untyped_storage()
+                key = storage._cdata
+                if key not in self.sizes:
+                    self.sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.gone, key)
+        self.peak = max(self.peak, self.now)
+        return result
+
+
+@pytest.mark.parametrize("ctx, device, dtype", [
+    (200, "cuda", torch.float32), (600, "cuda", torch.bfloat16), (1000, "cuda", torch.float32),
+    (600, "cpu", torch.float32)])
+def test_the_eval_never_holds_more_than_a_gigabyte(ctx, device, dtype):
+    """
+    2,000 items of the longest length, GPT-2's width and vocabulary, one block: less than 1 GB above the weights. (All
+    logits of a batch of 65,536 tokens at once, as it was, are 19 GB. Four endings of 1,023 tokens each would take 1.1.)
+    """
+    model = GPT(GPTConfig(n_layer=1)).eval()
+    items = [hellaswag.Item([7] * ctx, [[8] * (1024 - ctx)] * 4, 0)] * 2000
+    autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
+    batch_tokens = hellaswag.BATCH_TOKENS[device]
+    batches = len(hellaswag.make_batches(items, batch_tokens, 1024))
+    with LiveStorages() as live:
+        process = a_process(autocast, num_processes=batches)  # the first of so many: it does the first batch
+        sums, _ = hellaswag.score(model, items, process, batch_tokens)
+    assert not sums[0].isnan().any() and 0.05e9 < live.peak < 1e9, live.peak

@@ -11,7 +11,7 @@ from small_runs import H100, ROOT, refusal
 
 import train_gpt2
 from support.processes import catch_signals, check_kernels, find_card
-from train_gpt2 import TrainConfig, choose_dtype
+from support.processes import TORCHRUN, read_ranks
 
 
 # --- the card -------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
     if runs:
         assert check_kernels(card) is None
     else:
-        assert "CUDA 12.6" in refusal(choose_dtype, TrainConfig(), card)
+        assert "CUDA 12.6" in refusal(check_kernels, card)
 
 
 @pytest.fixture
@@ -113,3 +113,42 @@ def test_freed_memory_is_kept():
     given_back, kept = (int(subprocess.run([sys.executable, "-c", FAULTS, word], cwd=ROOT, check=True, text=True,
                                            capture_output=True).stdout) for word in ("give", "keep"))
     assert kept < 1000 < given_back
+
+
+# --- who is who -----------------------------------------------------------------------------------
+
+WHOLE = dict(RANK="1", LOCAL_RANK="0", WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+
+
+@pytest.fixture
+def torchruns_words(monkeypatch):
+    """torchruns_words(RANK="0", ...) sets these variables of torchrun's, and no others."""
+    def say(**words):
+        for name in TORCHRUN:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in words.items():
+            monkeypatch.setenv(name, value)
+    return say
+
+
+def test_what_torchrun_says(torchruns_words):
+    """Nothing: one process. Everything: rank, rank on this machine, how many."""
+    torchruns_words()
+    assert read_ranks() == (0, 0, 1)
+    torchruns_words(**WHOLE)
+    assert read_ranks() == (1, 0, 4)
+
+
+@pytest.mark.parametrize("missing", TORCHRUN)
+def test_half_of_what_torchrun_says_is_refused(missing, torchruns_words):
+    """WORLD_SIZE=2 without RANK would train on half of each batch, and report half the loss."""
+    torchruns_words(**{name: value for name, value in WHOLE.items() if name != missing})
+    line = refusal(read_ranks)
+    assert f"{missing} are not: start with torchrun" in line
+
+
+@pytest.mark.parametrize("words", [dict(RANK="x"), dict(RANK=""), dict(RANK="-1"), dict(RANK="4"), dict(WORLD_SIZE="²"),
+                                   dict(LOCAL_RANK="2"), dict(WORLD_SIZE="0", RANK="0")], ids=str)
+def test_ranks_that_are_none(words, torchruns_words):
+    torchruns_words(**{**WHOLE, **words})
+    assert "start with torchrun" in refusal(read_ranks)

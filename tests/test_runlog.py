@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = runlog.open_log(log_dir, {"train_config": {"tensorboard": False}}, None)
+    first = runlog.open_log(log_dir, {"train_config": {"tensorboard": False, "max_steps": 1}}, None)
     first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")

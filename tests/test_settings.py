@@ -8,6 +8,7 @@ from small_runs import ROOT, read_log, refusal
 import train_gpt2
 from support.settings import choose_batch
 from train_gpt2 import TrainConfig
+import pytest
 
 
 def test_help_lists_every_flag_with_its_default():
@@ -47,3 +48,12 @@ def test_the_batch_size_that_fits():
     assert choose_batch(TrainConfig(B=5, total_batch_size=15 * 1024), {"B": 5}, 3) == (5, 1)
     refusal(choose_batch, TrainConfig(B=48), {"B": 48}, 1)
     refusal(choose_batch, TrainConfig(), {}, 3)  # no power of two is a multiple of three
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--val_tokens=10"], "val_tokens 10 is less than one row of T 32: try --val_tokens=32"),
+    (["--seed=99999999999999"], "--seed=99999999999999: must be at least 0 and at most 8589934592"),
+    (["--dist_timeout_s=99999999999"], "--dist_timeout_s=99999999999: must be at least 1 and at most 10000000"),
+], ids=lambda v: v[0] if isinstance(v, list) else "")
+def test_numbers_that_cannot_work(flags, said, refused):
+    assert said in refused(*flags)

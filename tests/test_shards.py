@@ -13,6 +13,7 @@ import train_gpt2
 from support.shards import load_meta
 from support.tokenizer import load_tokenizer
 from train_gpt2 import load_tokens
+from train_gpt2 import DataLoaderLite
 
 
 @pytest.mark.parametrize("tokenizer, rows", [("gpt2", 50304), ("char", 128), ("bpe:300", 384)])
@@ -133,3 +134,20 @@ def test_mutated_meta_json(tmp_path):
     fineweb.main([f"--files={tmp_path}/docs.txt", f"--out={tmp_path}/shards", "--tokenizer=char"])
     fuzz(tmp_path / "shards" / "meta.json", lambda: load_meta(str(tmp_path / "shards")),
          lambda tokenizer: tokenizer.spec["name"] in ("char", "gpt2"), 300)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("harm, said", [(cut, "train_000001.npy ends at offset 436"),
+                                        (lambda path: path.unlink(), "train_000001.npy cannot be read at offset")])
+def test_a_shard_that_changes_while_it_is_read(harm, said, tmp_path):
+    """Cut off, or gone from a network disk: a line with file and offset. (With a memory map it was a bus error.)"""
+    stream = write_shards(tmp_path, [100, 2000])
+    shard = load_tokens(str(tmp_path / "edufineweb_train_000001.npy"))
+    loader = DataLoaderLite([shard], B=4, T=8)
+    assert loader.next_batch()[0].flatten().tolist() == stream[:32].tolist()
+    assert np.array_equal(shard, stream)
+    harm(tmp_path / "edufineweb_train_000001.npy")
+    assert said in refusal(lambda: [loader.next_batch() for _ in range(60)])

@@ -9,7 +9,6 @@ import signal
 import types
 from dataclasses import replace
 from itertools import islice
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import H100, TINY_CONFIG, assert_same_bits, hugging_face_model, random_model, refusal, write_shards
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_gpt2
 from support import processes
-from train_gpt2 import (GPT, DataLoaderLite, GPTConfig, TrainConfig, choose_dtype, get_lr, load_checkpoint, load_tokens,
-                        setup_distributed)
+from train_gpt2 import (GPT, DataLoaderLite, GPTConfig, KVCache, TrainConfig, choose_dtype, get_lr, load_checkpoint,
+                        load_tokens, setup_distributed)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -136,11 +136,12 @@ def test_the_loss_in_pieces_is_the_loss_of_all_logits():
     x, y = torch.randint(97, (2, 2, 1200))
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.shape[:-1].numel()))
-    logits, whole = model(x, y)
+    logits, _ = model(x)
+    whole = F.cross_entropy(logits.flatten(0, 1), y.flatten())
     whole.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    none, loss = model(x, y, ())
+    none, loss = model(x, y)
     loss.backward()
     assert none is None and logits.shape == (2, 1200, 97) and seen == [2400, 1024, 1024, 352]
     assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
@@ -170,7 +171,7 @@ def test_samples_depend_on_their_generator_only():
 def test_a_cache_changes_no_logits(cuts):
     """Fed to the model in pieces of any length, a text gets the logits it gets at once: the past never changes."""
     model, idx = random_model(), torch.randint(0, 128, (3, 16), generator=torch.Generator().manual_seed(1))
-    cache, pieces = SimpleNamespace(n=0, size=16, kv={}), []
+    cache, pieces = KVCache(16), []
     with torch.no_grad():
         for n in cuts:
             if cache.n < 16:
@@ -221,7 +222,7 @@ def test_the_shares_of_sampled_tokens(monkeypatch):
     """Probabilities 0.1, 0.4, 0.2, 0.3: what top_k, top_p and the temperature leave of them, in 20,000 tokens."""
     model = GPT(GPTConfig(8, 4, 1, 1, 8)).eval()
     p = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    monkeypatch.setattr(model, "forward", lambda idx, wanted, cache: (p.log().expand(len(wanted), -1), None))
+    monkeypatch.setattr(model, "forward", lambda idx, positions, cache: (p.log().expand(len(positions), -1), None))
     for sampling, expected in ((dict(), [0.1, 0.4, 0.2, 0.3]), (dict(top_k=2), [0, 4 / 7, 0, 3 / 7]),
                                (dict(top_p=0.65), [0, 4 / 7, 0, 3 / 7]), (dict(top_p=0.75), [0, 4 / 9, 2 / 9, 3 / 9]),
                                (dict(top_k=3, top_p=0.75), [0, 4 / 7, 0, 3 / 7]),  # of the three, two make up 7 / 9
@@ -250,10 +251,10 @@ def test_generation_in_every_dtype(dtype):
     idx = torch.zeros(2, 5, dtype=torch.long)
     rows = random_model().to(dtype).generate(idx, 20, n_vocab=100)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        others, cache = random_model().generate(idx, 20, n_vocab=100), SimpleNamespace(n=0, size=16, kv={})
+        others, cache = random_model().generate(idx, 20, n_vocab=100), KVCache(16)
         random_model()(idx, cache=cache)
     assert rows.shape == others.shape == (2, 25) and max(rows.max(), others.max()) < 100
-    assert {kv.dtype for kv in cache.kv.values()} == {dtype}
+    assert {kept.dtype for kept in (*cache.keys.values(), *cache.values.values())} == {dtype}
 
 
 def test_stream_leaves_training_as_it_was():
@@ -540,11 +541,12 @@ def test_start_from_other_weights(train, tmp_path):
 
 def test_an_eval_does_not_keep_a_stop_waiting(train, monkeypatch, tmp_path, capsys):
     """HellaSwag on a laptop takes half an hour: a signal ends it, and the checkpoint is written."""
-    def signalled(signals, real=train_gpt2.end_if_stopped):
-        if (tmp_path / "log" / "log.txt").exists() and "3 train" in (tmp_path / "log" / "log.txt").read_text():
+    def signalled(process, real=train_gpt2.Process.stop_requested):
+        log = tmp_path / "log" / "log.txt"
+        if not process.signals and log.exists() and "3 train" in log.read_text():
             os.kill(os.getpid(), signal.SIGTERM)
-        real(signals)
-    monkeypatch.setattr(train_gpt2, "end_if_stopped", signalled)
+        return real(process)
+    monkeypatch.setattr(train_gpt2.Process, "stop_requested", signalled)
     log = train("log", "--eval_every=4", "--save_every=100")
     assert list(log["train"]) == [0, 1, 2, 3] and list(log["val"]) == [0]
     assert "stopped by SIGTERM: 4 steps are done" in capsys.readouterr().out
@@ -594,3 +596,15 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, refused):
     assert said in refused(*flags)
+
+
+def test_the_largest_seed_trains(train):
+    assert train("log", f"--seed={2**33}", "--max_steps=1")["train"][0] > 4
+
+
+def test_a_warm_up_longer_than_the_run_is_said(train, capsys):
+    """The learning rate would never get to where it was asked to go: no error, but worth a line."""
+    train("log", "--warmup_steps=100", "--max_steps=3")
+    assert "the warm-up takes 100 steps, the run 3" in capsys.readouterr().out
+    train("log2", "--warmup_steps=3", "--max_steps=3")
+    assert "warm-up" not in capsys.readouterr().out

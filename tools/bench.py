@@ -237,7 +237,7 @@ def compute_loss(name, model, x, y):
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
     if name == "transformers":
         return model(x, labels=x).loss  # it moves the labels on by itself
-    _, loss = model(x, y, ())
+    _, loss = model(x, y)
     return loss
 
 
@@ -762,10 +762,10 @@ def bench_hellaswag(args):
     torch.manual_seed(0)
     model = train_gpt2.GPT(train_gpt2.GPTConfig()).eval().to(DEVICE)
     items = [hellaswag.tokenize_example(example) for example in examples]
-    autocast = torch.autocast(DEVICE.type, dtype=torch.bfloat16)
+    process = train_gpt2.setup_distributed(train_gpt2.TrainConfig(dtype="bfloat16"))
     runs = min(3, args.runs)
-    ours, plain = in_turn(runs, partial(hellaswag.evaluate, model, items, autocast),
-                          partial(plain_hellaswag, model, examples, autocast))
+    ours, plain = in_turn(runs, partial(hellaswag.evaluate, model, items, process),
+                          partial(plain_hellaswag, model, examples, process.autocast))
     return [row("HellaSwag, 124M, bfloat16, against one item at a time", "items/s", n, ours,
                 plain)]
 

@@ -16,6 +16,8 @@ from small_runs import ROOT, TINY, assert_same_bits, assert_same_losses, read_lo
 import play
 from tools import faults
 from train_gpt2 import load_checkpoint
+import contextlib
+import socket
 
 
 # --- several processes are one run ----------------------------------------------------------------
@@ -259,3 +261,43 @@ def test_half_of_everything(tmp_path, text):
     copies, shares = state_bytes(tmp_path, text, *shape), state_bytes(tmp_path, text, *shape, "--shard")
     assert len(copies) == len(shares) == 2
     assert all(0.49 < share[0] / copy[0] <= 0.55 for share, copy in zip(shares, copies, strict=True))
+
+
+# --- the first meeting ----------------------------------------------------------------------------
+
+WHOLE = dict(RANK="1", LOCAL_RANK="0", WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def without_a_partner(tmp_path, port, *flags):
+    """Process 0 of 2, of which the other never comes."""
+    words = {**WHOLE, "RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={ROOT}/input.txt",
+               f"--log_dir={tmp_path / 'log'}", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, **words})
+
+
+def test_a_partner_that_never_comes_is_waited_for_no_longer_than_the_limit(tmp_path):
+    """--dist_timeout_s holds for the first meeting, too."""
+    run = without_a_partner(tmp_path, free_port(), "--dist_timeout_s=4")
+    _, err = run.communicate(timeout=60)  # without the limit it would wait for ten minutes
+    assert run.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("the processes of this run did not meet within --dist_timeout_s=4"), err
+
+
+def test_ctrl_c_while_waiting_for_a_partner(tmp_path):
+    """PyTorch waits in C++, where no signal is heard: the program ends all the same, at the first Ctrl-C."""
+    port = free_port()
+    run = without_a_partner(tmp_path, port, "--dist_timeout_s=600")
+    while run.poll() is None:  # until it listens for the other one
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err, err
