@@ -552,7 +552,7 @@ def print_history(saved):
             seen = f", {saved['position']:,} tokens seen"
         print(f"{saved['step']:,} steps{seen}")
     for key in ("train_config", "versions"):
-        if key in saved:
+        if saved.get(key):
             pairs = [f"{name}={value}" for name, value in saved[key].items()]
             print(f"{key}: {' '.join(pairs)}")
 

@@ -59,6 +59,7 @@ def read(path):
     is not in it has a default: GPT-2's tokenizer, step 0, position 0. Anything else than a
     checkpoint: one line.
     """
+    broken = f"{path} is not a usable checkpoint: "
     try:
         check_zip(path)  # torch.load itself would take a flipped bit for a weight
         # weights_only: data, never the code that a pickle can carry. The original saved its config
@@ -66,23 +67,23 @@ def read(path):
         # object that only holds its values
         with torch.serialization.safe_globals([(SimpleNamespace, "__main__.GPTConfig")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        config = checkpoint["config"]
-        config = dict(vars(config)) if isinstance(config, SimpleNamespace) else dict(config)
-        weights = checkpoint["model"]
-        for key in ("train_config", "tokenizer", "scaler"):
-            if not isinstance(checkpoint.get(key, {}), dict):
-                raise ValueError(f"its {key} is no dict")
-        if not isinstance(checkpoint.get("tokenizer", {"name": ""}).get("name"), str):
-            raise ValueError("its tokenizer has no name")
-        if not isinstance(weights, dict):
-            raise ValueError("its model is no dict of weights")
-    except Exception as e:
-        # no file, truncated, other code inside: each library has an exception of its own
-        raise UserError(f"{path} is not a usable checkpoint: {one_line(e)}")
-    check_model(config, weights, path)
-    defaults = {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {}}
-    config = {"dropout": 0.0, **config}
-    return {**defaults, **checkpoint, "config": config, "path": path}
+    except Exception as e:  # torch's and zipfile's: no file, truncated, other code inside
+        raise UserError(f"{broken}{one_line(e)}")
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{broken}it holds no dict")
+    defaults = {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {},
+                "train_config": {}}
+    checkpoint = {**defaults, **checkpoint, "path": path}
+    if isinstance(checkpoint.get("config"), SimpleNamespace):
+        checkpoint["config"] = dict(vars(checkpoint["config"]))
+    for key in ("config", "model", "train_config", "tokenizer", "scaler"):
+        if not isinstance(checkpoint.get(key), dict):
+            raise UserError(f"{broken}its {key} is not a dict")
+    if not isinstance(checkpoint["tokenizer"].get("name"), str):
+        raise UserError(f"{broken}its tokenizer has no name")
+    check_model(checkpoint["config"], checkpoint["model"], path)
+    checkpoint["config"] = {"dropout": 0.0, **checkpoint["config"]}
+    return checkpoint
 
 
 def check_model(config, weights, source):
@@ -170,16 +171,20 @@ def load_weights(model, weights, source):
 def restore(checkpoint, raw_model, optimizer, scaler):
     """Give the optimizer and the scaler the state that they had when the checkpoint was written."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+    broken = f"the optimizer's state in {checkpoint['path']} does not fit: "
+    state = checkpoint["optimizer"]
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
+        raise UserError(f"{broken}it is not a dict")
+    parameters = {name for name, _ in raw_model.named_parameters()}
+    if missing := parameters - state["state"].keys():
+        raise UserError(f"{broken}{len(missing)} parameters have no moments")
     try:
-        have = checkpoint["optimizer"]["state"].keys()
-        if missing := {name for name, _ in raw_model.named_parameters()} - have:
-            raise ValueError(f"{len(missing)} parameters have no moments")
-        set_optimizer_state_dict(raw_model, optimizer, checkpoint["optimizer"],
+        set_optimizer_state_dict(raw_model, optimizer, state,
                                  options=StateDictOptions(full_state_dict=True))
         if checkpoint["scaler"]:  # empty, if the run had no float16 so far
             scaler.load_state_dict(checkpoint["scaler"])
-    except Exception as e:  # whatever may be wrong in a file that somebody has made by hand
-        raise UserError(f"the optimizer's state does not fit: {one_line(e)}")
+    except Exception as e:  # torch's, of many kinds, for a file that somebody has made by hand
+        raise UserError(f"{broken}{one_line(e)}")
 
 
 def remove_old(log_dir, keep_last):

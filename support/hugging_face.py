@@ -50,17 +50,19 @@ def read(name):
     """
     folder = find_folder(name)
     from safetensors.torch import load_file
+    broken = f"cannot load {name}: "
     try:
         with open(os.path.join(folder, FILES[0]), encoding="utf-8") as f:
             config = json.load(f)
-        for key, ours in SAME.items():
-            if config.get(key, ours) != ours:
-                raise ValueError(f"{key} is {config[key]!r} there and {ours!r} here")
-        shape = {ours: config[THEIR_NAMES.get(ours, ours)] for ours in SHAPE}
         weights = load_file(os.path.join(folder, FILES[1]))
-    except Exception as e:
-        # no JSON, no such entry, a damaged file: each library has an exception of its own
-        raise UserError(f"cannot load {name}: {one_line(e)}")
+    except Exception as e:  # json's and safetensors': no JSON, nested too deeply, a damaged file
+        raise UserError(f"{broken}{one_line(e)}")
+    if not isinstance(config, dict):
+        raise UserError(f"{broken}its config.json is not a dict")
+    for key, ours in SAME.items():
+        if config.get(key, ours) != ours:
+            raise UserError(f"{broken}{key} is {config[key]!r} there and {ours!r} here")
+    shape = {ours: config.get(THEIR_NAMES.get(ours, ours)) for ours in SHAPE}
     check_model(shape, weights, name)
     return shape, weights
 
