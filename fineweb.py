@@ -11,7 +11,7 @@ From any corpus to token shards for train_gpt2.py.
 
 Every document starts with <|endoftext|>. Shards are flat .npy arrays of uint16 (uint32 for
 vocabularies over 65,536); shard 0 is validation, the last one holds what remains. meta.json beside
-them says what they were made from, with which tokenizer, and how far they are.
+them says what they were made from, with which tokenizer, and how far the work has come.
 
 Killed at any moment, the same command goes on after the last finished shard, and the shards are
 byte for byte those of an undisturbed run.
@@ -73,8 +73,8 @@ class ShardConfig:
     tokenizer: str = knob("gpt2", "gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub")
     out: str = knob("edu_fineweb10B", "the directory for the shards and meta.json")
     shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1, most=2**32)
-    max_shards: int = knob(0, "stop after so many; 0: the whole corpus", most=10**6)
-    val_tokens: int = knob(0, "validation, of a corpus under two shards, in tokens; 0: a tenth",
+    max_shards: int = knob(0, "stop after this many; 0: the whole corpus", most=10**6)
+    val_tokens: int = knob(0, "validation tokens if the corpus is under two shards; 0: a tenth",
                            most=2**32)
     # the work
     part: str = knob("1/1", "k/n: make the k-th of n parts, each perhaps on a machine of its own")
@@ -104,12 +104,12 @@ class Batch:
     piece: int     # the number of the piece
     row: int       # the number of the first row
     name: str      # the path of the file, or "piece 3 of the dataset"
-    share: float   # of the whole corpus, so much is read when this batch is
+    share: float   # of the corpus that is read up to the end of this batch
     rows: list     # texts (str or bytes), or lines of .jsonl (bytes)
     size: int      # of these, in bytes
     texts: list = field(default_factory=list)
     text_size: int = 0  # of these in UTF-8, in bytes
-    mended: int = 0     # how many have U+FFFD for what was no Unicode
+    mended: int = 0     # how many had invalid Unicode, now U+FFFD
     skipped: list = field(default_factory=list)  # a line for each row without a text: where, why
     tokens: np.ndarray | None = None  # <|endoftext|>, a document, <|endoftext|>, a document, ...
 
@@ -147,8 +147,8 @@ def load_hub(config):
 
 def read_rows(piece, start, text_key):
     """
-    Yield the rows of a piece from row `start` on, each with the share of the piece that is read
-    then: (share, text as str or bytes), or of .jsonl (share, line as bytes).
+    Yield the rows of a piece from row `start` on, each with the share of the piece read so far:
+    (share, text), str or bytes; for .jsonl (share, line), bytes.
     """
     if not isinstance(piece, str):
         for row in piece.skip(start):
@@ -192,7 +192,7 @@ def read_parquet(path, start, text_key):
 def read_batches(pieces, first, start, text_key):
     """
     Yield the rows from row `start` of the piece `first` on, in batches of about BATCH_BYTES that
-    end where a piece ends. What can be read no further, a truncated .gz, say, ends the program.
+    end where a piece ends. A piece that breaks off, like a truncated .gz, ends the program.
     """
     for i in range(first, len(pieces)):
         name = pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
@@ -267,7 +267,7 @@ def parse_batch(batch, text_key):
         batch.texts.append(text)
         batch.text_size += size
         batch.mended += mended
-    batch.rows = []  # batches wait in memory for their turn: what is done with goes
+    batch.rows = []  # batches wait in memory for their turn: what is no longer needed is dropped
     return batch
 
 
@@ -320,7 +320,7 @@ class ShardWriter:
 
     Tokens come together in a buffer. When it is full it becomes a shard, and meta.json says how
     far we are: its "position" is a piece, a row in it, and how many tokens from that row on are in
-    shards. Whatever stops a run, the next one reads from that row on and skips so many tokens.
+    shards. Whatever stops a run, the next one reads from that row on and skips that many tokens.
     """
 
     def __init__(self, config, meta, tokenizer):
@@ -328,8 +328,8 @@ class ShardWriter:
         self.meta = meta
         self.tokenizer = tokenizer
         self.to_skip = meta["position"]["tokens"]
-        # shard 0 is validation, but only a tenth of a corpus that ends before shard 1 is full. so
-        # the buffer waits for both, and they are written together
+        # shard 0 is validation. If the corpus ends before shard 1 is full, only a tenth of it is:
+        # so the buffer waits for both, and they are written together
         self.needs_validation = meta["part"][0] == 1 and not meta["shards"]
         shards = 2 if self.needs_validation else 1
         try:
@@ -359,14 +359,14 @@ class ShardWriter:
             if self.filled == len(self.buffer):
                 self.save_buffer()
                 self.save_meta(batch.piece, batch.row, done)
-        # after the last shard the position is in this batch: the run that goes on counts it
+        # after the last shard the next run reads this batch again, and counts it then
         if not self.is_finished():
             self.meta["bytes"] += batch.text_size
             self.meta["mended"] += batch.mended
             self.meta["skipped"] += len(batch.skipped)
 
     def finish(self, pieces):
-        """The corpus, which has so many pieces, has ended: what remains is the last shard."""
+        """The corpus, which has that many pieces, has ended: what remains is the last shard."""
         if self.filled > 0 or not self.meta["shards"]:  # save_buffer refuses an empty corpus
             self.save_buffer()
         self.meta["done"] = True
@@ -387,7 +387,7 @@ class ShardWriter:
         self.filled = 0
 
     def count_val_tokens(self, n):
-        """How many of the first n tokens are validation? n: two shards, or all of less."""
+        """How many of n tokens are validation? n: two full shards, or a smaller corpus."""
         shard_size, val_tokens = self.config.shard_size, self.config.val_tokens
         if n == 2 * shard_size:
             return shard_size
@@ -451,8 +451,8 @@ def choose_tokenizer(config, pieces):
 
 def check_space(config, meta, files):
     """
-    UserError if the disk has no room for what is missing: how many tokens that is, the sizes of
-    the files tell, or the name of the dataset, and rather too few than too many.
+    UserError if the disk has no room for what is missing. Its tokens are estimated, rather too low
+    than too high, from the sizes of the files or the name of the dataset.
     """
     tokens = 0
     if files is not None:
@@ -492,7 +492,7 @@ def make_missing_shards(config, files, settings, k, n):
     """The same when something is missing, and nobody else writes to the directory."""
     # once more: another run may have ended since we looked
     meta = find_meta(config.out, settings, k, n)
-    remove_abandoned(config.out, settings, k, n)
+    remove_abandoned(config.out, settings, k, n)  # what a run without a single shard has left
     remove_half_written(config.out, k, n)
     pieces = load_hub(config) if files is None else files
     if len(pieces) < n:
@@ -535,7 +535,7 @@ def report_skipped(skipped, strict, nothing_yet):
     row has had a text so far.
     """
     if skipped and strict:
-        raise UserError(f"{skipped[0]}: repair it, or without --strict it is skipped")
+        raise UserError(f"{skipped[0]}: repair it, or leave out --strict to skip it")
     if skipped and nothing_yet:
         raise UserError(f"{skipped[0]}, as in every row so far: is --text_key right?")
     for line in skipped:

@@ -92,7 +92,7 @@ def is_example(example):
 
 
 def read_examples(path):
-    """Yield the items of a .jsonl file. A line that is none of them is a UserError"""
+    """Yield the items of a .jsonl file. Any other line is a UserError."""
     with open(path, encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             try:
@@ -118,9 +118,9 @@ def load_examples(data_dir=DATA_DIR):
 
 def prepare(data_dir=DATA_DIR):
     """
-    See to it that load_examples finds the validation items: from their authors' repository, or else
-    from Hugging Face. For one process of each machine, before it meets the others. If there is no
-    way, a warning: training goes on without HellaSwag.
+    Make sure that load_examples finds the validation items: from their authors' repository, or else
+    from Hugging Face. For one process of each machine, before it meets the others. If both fail, a
+    warning: training goes on without HellaSwag.
     """
     if load_examples(data_dir):
         return
@@ -129,7 +129,7 @@ def prepare(data_dir=DATA_DIR):
     except OSError as first:
         try:
             download_from_hub(data_dir)
-        except Exception as second:  # no network, no such package: it has many errors
+        except Exception as second:  # no network, no such package: each has its own
             print(f"warning: no HellaSwag in this run: {first}; second source: "
                   f"{type(second).__name__}", flush=True)
 
@@ -267,7 +267,7 @@ def pack(number, item, block_size):
     for e, ending in enumerate(item.endings):
         start = len(row.ids)
         shown = len(ending) - 1
-        row.before.extend([C - 1, *range(start, start + shown)])
+        row.before.extend([C - 1, *range(start, start + shown)])  # the context predicts the first
         row.targets.extend(ending)
         row.ending.extend([e] * len(ending))
         row.ids.extend(ending[:-1])
@@ -290,7 +290,7 @@ def make_batches(items, batch_tokens, block_size):
         positions += len(row.targets)
         is_full = True
         if batches:
-            # with this row; all are padded to the first one, the longest
+            # if this row joined: all are padded to the first, which is the longest
             tokens = (len(batches[-1]) + 1) * row_length(batches[-1][0])
             is_full = tokens > batch_tokens or positions > BATCH_POSITIONS
         if is_full:
@@ -329,7 +329,7 @@ def batch_losses(model, batch, device):
     logits, _ = model(ids, positions=positions, position_ids=position_ids,
                       attention_mask=attention_mask)  # (n, V)
     losses = []
-    # .float() and cross_entropy make a copy in float32 each: so only of a few rows at a time
+    # .float() and cross_entropy each make a float32 copy, so a few rows at a time
     for some_logits, some_targets in zip(logits.split(256), targets.split(256), strict=True):
         losses.append(F.cross_entropy(some_logits.float(), some_targets, reduction="none"))
     return torch.cat(losses).cpu().double()

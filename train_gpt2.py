@@ -23,7 +23,7 @@ from here.
 
 Letters in the comments on shapes
     B rows of a batch   T tokens of a row (time)   C channels, n_embd   nh heads, hs = C / nh
-    V rows of the vocabulary
+    V the vocabulary's size
 """
 import math
 import os
@@ -50,7 +50,8 @@ from support.health import check_numbers, compare_to_reference
 from support.processes import (Card, catch_signals, check_kernels, explain, find_card,
                                is_distributed, keep_freed_memory, meet, read_ranks)
 from support.runlog import RunLog, open_log
-from support.settings import check_settings, choose_batch, knob, merge_settings, parse_flags
+from support.settings import (check_length, check_settings, choose_batch, knob, merge_settings,
+                              parse_flags)
 from support.sharding import shard_model
 from support.shards import list_shards, load_meta, open_shard
 from support.tokenizer import saved_spec, tokenize_file
@@ -68,7 +69,7 @@ class GPTConfig:
     n_layer: int = knob(12, "blocks", least=1)
     n_head: int = knob(12, "attention heads in a block", least=1)
     n_embd: int = knob(768, "C, the width of the residual stream", least=1)
-    # GPT-2 used 0.1; in about one epoch there is nothing to overfit to
+    # GPT-2 used 0.1; in about one epoch it hardly overfits
     dropout: float = knob(0.0, "the share of activations set to zero in training", below=1)
 
 
@@ -100,8 +101,9 @@ class CausalSelfAttention(nn.Module):
         v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
         if cache is not None:
             k, v = cache.add(self, k, v)  # (B, nh, past + T, hs)
-        # softmax(q k^T / sqrt(hs)) v. Without a mask each token looks at itself and the past. One
-        # new token after a cache looks at all keys: is_causal would show it only the first one
+        # softmax(q k^T / sqrt(hs)) v. With is_causal the i-th query sees the first i keys: right
+        # for a text, but one new token after a cache must see every key. (For several new tokens
+        # after a cache GPT.forward makes a mask)
         is_causal = attention_mask is None and T > 1
         dropout_p = self.dropout if self.training else 0.0
         # flash attention (Dao et al. 2022) never writes the (T, T) matrix to memory
@@ -179,13 +181,13 @@ def sample(logits, temperature, top_k, top_p, generator):
     # the long tail is noise, and one bad token derails all that follow
     values, ids = logits.topk(min(top_k, logits.size(1)))  # (B, top_k), the likeliest first
     probs = F.softmax(values / temperature, dim=-1)
-    likelier = probs.cumsum(dim=-1) - probs  # what all tokens before this one make up
+    likelier = probs.cumsum(dim=-1) - probs  # the total probability of the likelier ones
     probs = probs.masked_fill(likelier >= top_p, 0.0)
     choice = torch.multinomial(probs, 1, generator=generator)  # (B, 1), an index into ids
     return ids.gather(1, choice)
 
 
-# OpenAI's linear layers, called Conv1D, store (in, out), nn.Linear stores (out, in): these are
+# OpenAI's linear layers, called Conv1D, store (in, out), but nn.Linear (out, in): so these are
 # transposed on the way in and out
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -236,13 +238,13 @@ class GPT(nn.Module):
                 cache=None):
         """
         idx (B, T), token ids -> what comes next at each position:
-            model(idx)                 logits (B, T, V), None
-            model(idx, positions=p)    logits (n, V), None: only for p (n,), indices into B*T
-            model(idx, targets)        None, the mean cross-entropy in nats a token, targets (B, T)
+            model(idx)               logits (B, T, V), None
+            model(idx, positions=p)  logits (n, V), None: only at p (n,), indices into idx.flatten()
+            model(idx, targets)      None, the mean cross-entropy in nats a token, targets (B, T)
         position_ids (T,) or (B, T), below block_size: where a token stands in its text, by default
-        0 to T-1. attention_mask (B, 1, T, T), bool: may the row look at the column? By default each
-        token looks at itself and the past. (In Hugging Face's library it is (B, T), another thing.)
-        cache: a KVCache with the tokens before idx; those of idx are added to it.
+        0 to T-1. attention_mask (B, 1, T, T), bool: may the token of the third dimension look at
+        that of the fourth? By default at itself and the past. (Not Hugging Face's mask, (B, T).)
+        cache, instead of a mask: a KVCache with the tokens before idx; it takes up those of idx.
         """
         assert targets is None or positions is None, "a loss is over all positions"
         T = idx.size(1)
@@ -275,10 +277,10 @@ class GPT(nn.Module):
 
     def mean_loss(self, x, targets):
         """
-        x (B, T, C), targets (B, T) -> the mean cross-entropy. The logits and their copies in
-        float32 are the largest tensors of a step, so they are made for a part of the rows at a
-        time. But each part makes a gradient of the whole head, and compiled code keeps all of
-        those until it adds them up: eight parts, not more.
+        x (B, T, C), targets (B, T) -> the mean cross-entropy. The logits are the largest tensors of
+        a step. Backward needs one copy of them all; their casts and gradients exist for one part of
+        the rows at a time. Not too many parts: each makes a gradient of the head's whole weight,
+        and compiled code holds all of those until the end.
         """
         x, targets = x.flatten(0, 1), targets.flatten()  # (B*T, C), (B*T,)
         n = max(1024, len(x) // 8)  # rows in a part
@@ -298,7 +300,7 @@ class GPT(nn.Module):
         the probability top_p (Holtzman et al. 2020). temperature: below 1 safer, above 1 wilder, 0
         the likeliest token. n_vocab: the tokenizer's size; ids beyond it are padding, never drawn.
         """
-        # how much of the text a new cache starts from: all that fits, later half of it
+        # how much of the text a new cache starts from: at first all that fits, after that half
         window = self.config.block_size
         cache = None
         while True:
@@ -378,7 +380,7 @@ class GPT(nn.Module):
 
 @dataclass
 class TrainConfig:
-    preset: str = knob("gpt2", "a named set of values (PRESETS); flags that are given win over it")
+    preset: str = knob("gpt2", "a named set of values for both configs (PRESETS); given flags win")
     # what goes in and out
     data_root: str = knob("edu_fineweb10B", "a directory of token shards, or one text file")
     tokenizer: str = knob("gpt2", "for a text file: gpt2 (BPE) or char (one token a character)",
@@ -421,14 +423,15 @@ class TrainConfig:
                      most=2**33)  # step_seed multiplies it by 1e9; a seed has 64 bits
     # the evals. 10,485,760 is 20 * 2**19: the same tokens, however many processes share them
     eval_every: int = knob(250, "steps between evals; 0: only at the end")
-    val_tokens: int = knob(10485760, "tokens of a validation", least=1)
+    val_tokens: int = knob(10485760, "tokens in one validation", least=1)
     hellaswag: bool = knob(True, "measure HellaSwag too (GPT-2's tokenizer only)")
     save_every: int = knob(1000, "steps between checkpoints, and one at the end; 0: none")
-    keep_last: int = knob(2, "older checkpoints are deleted: one is 1.5 GB for 124M", least=1)
+    keep_last: int = knob(2, "checkpoints to keep, 1.5 GB each for 124M; older ones are deleted",
+                          least=1)
 
 
 PRESETS = {
-    # 124M, 355M, 774M and 1558M parameters. Learning rates: GPT-3 paper, table 2.1. B: for 80 GB
+    # 124M, 355M, 774M and 1558M parameters. Rates: GPT-3 paper, table 2.1. B fits in 80 GB
     "gpt2": dict(n_layer=12, n_head=12, n_embd=768),
     "gpt2-medium": dict(n_layer=24, n_head=16, n_embd=1024, max_lr=3e-4, min_lr=3e-5, B=32),
     "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280, max_lr=2.5e-4, min_lr=2.5e-5, B=16),
@@ -458,9 +461,7 @@ def load_tokens(path):
 
 
 def load_data(config):
-    """
-    data_root -> the tokenizer, the train split, the val split, which are lists of token arrays
-    """
+    """data_root -> the tokenizer, and the train and val splits as lists of token arrays"""
     root = config.data_root
     if os.path.isfile(root):
         return tokenize_file(root, config.tokenizer)
@@ -510,22 +511,21 @@ class DataLoaderLite:
         return torch.from_numpy(tokens)
 
     def read_checked(self, start, n):
-        """
-        The same for the model: on a GPU an id beyond its vocabulary fails deep inside a kernel
-        """
+        """read, and check the ids: on a GPU, one beyond the vocabulary fails inside a kernel"""
         tokens = self.read(start, n)
-        if self.n_vocab is not None and int(tokens.max()) >= self.n_vocab:
-            shard, offset = self.locate(start + int(tokens.argmax()))
-            # only the process that meets it can say so: who="me"
-            raise UserError(f"{shard.filename} has token {int(tokens.max())} at offset {offset}: "
-                            f"there are only {self.n_vocab}; it is damaged, or was made with "
-                            "another tokenizer", who="me")
+        ids = tokens.numpy()
+        if self.n_vocab is not None and ids.max() >= self.n_vocab:
+            shard, offset = self.locate(start + int(ids.argmax()))
+            # who="me": this process says it itself. By default the first one speaks for all
+            raise UserError(f"{shard.filename} has token {ids.max()} at offset {offset}: there are "
+                            f"only {self.n_vocab}; the file is damaged, or was made with another "
+                            "tokenizer", who="me")
         return tokens
 
     def next_batch(self):
-        """-> x (B, T), y (B, T), int64: y is x moved on by one, the tokens to predict"""
+        """-> x (B, T), y (B, T), int64: y is x shifted by one, the tokens to predict"""
         B, T = self.B, self.T
-        # one token more than B*T: the last row needs a target too. The next batch begins with it
+        # one token more than B*T: the last row needs a target too. The next part begins with it
         buf = self.read_checked(self.position + B * T * self.process_rank, B * T + 1)
         self.position += B * T * self.num_processes
         x, y = buf[:-1].view(B, T), buf[1:].view(B, T)
@@ -551,7 +551,7 @@ class Process:
     autocast: torch.autocast  # around a forward: matmuls in dtype, norms and weights in float32
     config: TrainConfig
     log: RunLog = field(default_factory=RunLog)  # only the first process writes one
-    signals: list = field(default_factory=list)  # what has asked this process to stop so far
+    signals: list = field(default_factory=list)  # that have asked us to stop
 
     def stop_requested(self):
         """Was any process asked to stop? All processes ask this together, and get one answer."""
@@ -567,7 +567,8 @@ def setup_distributed(config):
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
                             "--shard")
-        # NCCL between GPUs, gloo between CPUs: whatever is distributed can be tried on a laptop
+        # NCCL for GPU tensors, gloo for CPU tensors (all_reduce makes those). With gloo alone,
+        # everything distributed runs on a laptop, too
         backend = "cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo"
         meet(backend, config.dist_timeout_s)
     dtype, reason = choose_dtype(config, card)
@@ -596,10 +597,10 @@ def choose_dtype(config, card):
             return torch.bfloat16, native
         if major == 7:
             return torch.float16, native
-        return torch.float32, f"nothing shorter is {native}"
+        return torch.float32, f"no 16-bit type is {native}"
     if card.native_bfloat16:
         return torch.bfloat16, "this CPU multiplies it natively"
-    return torch.float32, "nothing shorter is native here"
+    return torch.float32, "no 16-bit type is native here"
 
 
 def wrap_model(raw_model, config, process):
@@ -639,8 +640,8 @@ def wrap_in_ddp(model, process):
 
 # --------------------------------------------------------------------------------------------------
 # 5 the evals: on raw_model, since the compiled one would be compiled anew for each of their shapes.
-# They print and log what they find. After a signal they return None at once: the resumed run does
-# them again
+# The first two print and log what they find. After a signal they return None at once: the resumed
+# run does them again
 
 
 @torch.no_grad()
@@ -655,10 +656,10 @@ def evaluate_val_loss(step, raw_model, loader, process):
     # process that has run out of rows gets an empty last batch
     most_rows = math.ceil(num_rows / process.num_processes)
     batches = [rows[i : i + B] for i in range(0, most_rows, B)]
-    advice = "a smaller --val_tokens or a larger --eval_every"
+    if_slow = "a smaller --val_tokens or a larger --eval_every"
     loss_sum = 0.0
     raw_model.eval()
-    for batch in progress(batches, "validation", advice):
+    for batch in progress(batches, "validation", if_slow):
         if process.stop_requested():
             raw_model.train()
             return None
@@ -677,25 +678,35 @@ def evaluate_val_loss(step, raw_model, loader, process):
 
 
 def evaluate_hellaswag(step, raw_model, items, process):
-    """acc_norm, the share of the items whose right ending the model finds the likeliest -> float"""
+    """acc_norm: the share of items whose right ending has the lowest mean loss a token -> float"""
     t0 = time.time()
     counts = hellaswag.evaluate(raw_model, items, process)
     if counts is None:
         return None
-    _, correct = counts  # by the sum of the losses (acc), by their mean (acc_norm)
+    _, correct = counts  # right by an ending's summed loss (acc), by its mean (acc_norm)
     acc_norm = all_reduce(correct)[0] / len(items)
     print0(f"step {step:5d} | HellaSwag acc_norm: {acc_norm:.4f} | took {time.time() - t0:.1f}s")
     process.log.write(step, hella=f"{acc_norm:.4f}")
     return acc_norm
 
 
-def print_samples(raw_model, tokenizer, loader, process):
-    """Four texts of each process: they say more about a model than a number, and prove nothing."""
+def sample_prompt(tokenizer, loader):
+    """What samples begin with, and how long they are -> ids, number of tokens"""
     if tokenizer.spec["name"] == "gpt2":
-        prompt, length = tokenizer.encode("Hello, I'm a language model,"), 24
-    else:
-        prompt, length = loader.read(0, 8).tolist(), 200
-    # its own: sampling must not disturb training's random numbers
+        return tokenizer.encode("Hello, I'm a language model,"), 24
+    # a vocabulary whose words we do not know: begin as a line of the validation text does, but not
+    # its first line, which may begin inside a word
+    text = tokenizer.decode(loader.read(0, 500).tolist())
+    lines = [line for line in text.split("\n")[1:] if line]
+    if lines:
+        return tokenizer.encode(lines[0][:8]), 200
+    return loader.read(0, 8).tolist(), 200
+
+
+def print_samples(raw_model, tokenizer, loader, process):
+    """Four texts from each process. They tell more than a number does, and prove nothing."""
+    prompt, length = sample_prompt(tokenizer, loader)
+    # a generator of its own: sampling must not disturb training's random numbers
     generator = torch.Generator(process.device).manual_seed(42 + process.rank)
     idx = torch.tensor([prompt] * 4, device=process.device)  # (4, T)
     raw_model.eval()
@@ -714,12 +725,12 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
     """
     Write the weights, the optimizer's moments and `state`: the scaler's state, step, position,
     val_loss and the settings. Every process calls this, the first one writes, and deletes all but
-    the keep_last newest checkpoints. dt: how many seconds a step takes. -> was it saved?
+    the keep_last newest checkpoints. dt: how many seconds a step takes. -> False if that failed
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
     t0 = time.time()
-    # sharded weights are gathered one by one, by all processes, into the first one's CPU memory;
-    # others are not copied
+    # sharded weights are gathered one by one, by all processes, into the first process's CPU
+    # memory; unsharded ones are not copied
     sharded = hasattr(raw_model, "unshard")  # a method that fully_shard has added
     options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
     state["model"], state["optimizer"] = get_state_dict(raw_model, optimizer, options=options)
@@ -729,7 +740,7 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
         with atomic_write(path) as f:  # tensor by tensor: no second copy of all
             torch.save(state, f)
         checkpoints.remove_old(os.path.dirname(path), keep_last)
-    except (OSError, RuntimeError) as e:  # a full disk: torch.save turns some of one into the other
+    except (OSError, RuntimeError) as e:  # torch.save makes a RuntimeError of some OSErrors
         print0(f"warning: {path} could not be saved ({one_line(e)}): training goes on")
         return False
     took = time.time() - t0
@@ -804,18 +815,20 @@ def prepare(gpt_config, config, given_flags):
     if start is None and config.init_from:
         start = load_model(config.init_from)
     if start is not None:
-        # flags that were given win over the checkpoint, which wins over presets and defaults
+        # given flags, and the values of a given preset, win over the checkpoint, which wins over
+        # defaults. (From here on both count as given)
         gpt_config, config, given_flags = merge_settings(
             start, gpt_config, config, given_flags, PRESETS)
     tokenizer, train_shards, val_shards = load_data(config)
     if start is None and "vocab_size" not in given_flags:
         gpt_config.vocab_size = 128 * math.ceil(tokenizer.n_vocab / 128)  # 50257 -> 50304
     check_settings(gpt_config, config)
+    check_length(config, given_flags, sum(map(len, train_shards)), sum(map(len, val_shards)))
     other_tokenizer = start is not None and start["tokenizer"] != tokenizer.spec
     if other_tokenizer or gpt_config.vocab_size < tokenizer.n_vocab:
         raise UserError(f"the model's vocabulary is not that of {config.data_root}: is it the "
                         "right --data_root and --tokenizer?")
-    # downloaded by one process of each machine, while the others wait in setup_distributed
+    # downloaded by one process of each machine; 12 MB, for which the others can wait
     with_hellaswag = config.hellaswag and hellaswag.prepare_for(tokenizer)
     return Plan(gpt_config, config, given_flags, checkpoint, start, tokenizer, train_shards,
                 val_shards, with_hellaswag)
@@ -826,7 +839,7 @@ def load_items(plan):
     items = []
     if plan.with_hellaswag:
         items = [hellaswag.tokenize_example(example) for example in hellaswag.load_examples()]
-    # if one machine has none, no process measures: the others would wait for it forever
+    # if one machine has none, no process measures: the others would wait for it
     processes_without = all_reduce(len(items) == 0)[0]
     return items if processes_without == 0 else []
 
@@ -836,25 +849,29 @@ def start_log(plan, config, data_identity, process):
     settings = {"config": asdict(plan.gpt_config), "train_config": asdict(config),
                 "tokenizer": plan.tokenizer.spec, "stream": data_identity,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
-    # the first process writes, and only if --max_steps=0 does not just ask for an evaluation
+    # the first process writes; --max_steps=0, an evaluation only, writes nothing
     if process.rank == 0 and config.max_steps > 0:
         process.log = open_log(config.log_dir, settings, plan.checkpoint)
     return settings
 
 
-def print_choices(process, grad_accum_steps):
-    """The first line of a run: what was chosen, and why."""
+def print_choices(process, grad_accum_steps, num_tokens, tokenizer):
+    """The first lines of a run: what was chosen, and why. num_tokens: of the training data"""
     config = process.config
+    unit = "character" if tokenizer.spec["name"] == "char" else "token"
+    epochs = config.max_steps * config.total_batch_size / num_tokens
     print0(f"{process.card.kind}, {str(process.dtype)[6:]} ({process.reason}); "
            f"{config.total_batch_size} tokens a step = B {config.B} * T {config.T} * "
            f"{process.num_processes} process(es) * {grad_accum_steps} micro step(s)")
+    print0(f"{num_tokens:,} {unit}s to train on: {config.max_steps} steps are {epochs:.2f} epochs; "
+           f"losses are in nats a {unit}")
 
 
 def report_step(step, loss, lr, norm, dt, raw_model, process):
     """The line of a step, on the console and in the log. dt: its seconds."""
     config = process.config
     tokens_per_second = config.total_batch_size / dt
-    utilization = ""  # MFU, the share of the card's peak that we reach: support knows 16-bit peaks
+    utilization = ""  # MFU, the share of the card's peak that we reach. Only 16-bit peaks are known
     if process.dtype != torch.float32:
         per_card = tokens_per_second / process.num_processes
         utilization = mfu(process.card.name, raw_model.config, config.T, per_card)
@@ -867,16 +884,16 @@ def report_step(step, loss, lr, norm, dt, raw_model, process):
 def main(plan):
     # --- this process, its batch, its part of the data --------------------------------------------
     process = setup_distributed(plan.config)
-    # now that we know how many processes there are: B must divide what is left for each of them
+    # now that we know how many processes there are: B must divide each one's rows of a step
     B, grad_accum_steps = choose_batch(plan.config, plan.given_flags, process.num_processes)
     config = replace(plan.config, B=B)
     plan.config = process.config = config
-    print_choices(process, grad_accum_steps)
     common = (process.rank, process.num_processes, plan.tokenizer.n_vocab, process.device.type)
     train_loader = DataLoaderLite(plan.train_shards, B, config.T, *common)
     val_loader = DataLoaderLite(plan.val_shards, 1, config.T, *common)  # read row by row
     data_identity = checkpoints.identify_stream(train_loader)
     items = load_items(plan)
+    print_choices(process, grad_accum_steps, train_loader.num_tokens, plan.tokenizer)
 
     # --- the model, and what changes it -----------------------------------------------------------
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs: 8 bits of range, 10 of precision
@@ -907,7 +924,7 @@ def main(plan):
             if items:
                 evaluate_hellaswag(step, raw_model, items, process)
             stop = process.stop_requested()
-            if not stop and (last_step or step > 0):
+            if not stop and (last_step or step > 0):  # at step 0 it has learned nothing yet
                 print_samples(raw_model, plan.tokenizer, val_loader, process)
         save_now = last_step or stop or is_due(step, config.save_every)
         if save_now and config.save_every > 0 and step > start_step:
@@ -930,7 +947,7 @@ def main(plan):
             if isinstance(model, DDP):
                 # DDP averages the gradients over all processes, but once a step is enough: in the
                 # last micro step. Set this before the forward, where DDP decides whether to
-                # average. Set later, it is no error, just a much worse model
+                # average. Set later, it raises no error, it just makes a much worse model
                 model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
             with process.autocast:
                 _, loss = model(x, y)
@@ -946,7 +963,7 @@ def main(plan):
             group["lr"] = lr
         scaler.step(optimizer)
         scaler.update()
-        process.card.synchronize()  # the GPU works on what we queued: only now has it done the step
+        process.card.synchronize()  # the GPU works on what we queued: only now is the step done
         dt = time.time() - t0
         # ======================================================================
 
@@ -954,12 +971,12 @@ def main(plan):
             norm = norm.full_tensor()  # each process has a part of it
         norm = norm.item()
         loss, signals = all_reduce(loss_accum / process.num_processes, len(process.signals))
-        stop = signals > 0
+        stop = signals > 0  # then the next turn saves and ends
         report_step(step, loss, lr, norm, dt, raw_model, process)
-        # nan ends the run, with the place in the data; a norm far above the recent ones is reported
+        # nan ends the run and says where in the data; a norm far above the recent ones is reported
         check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
     if stop:
-        reason = process.signals[0][0] if process.signals else "another process"
+        reason = process.signals[0].name if process.signals else "another process"
         print0(f"stopped by {reason}: {step} steps are done; go on with --resume=auto")
     if not saved:
         raise UserError("the last checkpoint could not be saved", exit_code=1)
@@ -970,8 +987,8 @@ def run(argv):
     if config.estimate:
         print(memory_text(gpt_config, config))
         return
-    keep_freed_memory()  # of the CPU: gradients come and go at every step
-    read_ranks()  # for its errors: a half-set torchrun should fail before anything is loaded
+    keep_freed_memory()  # on a CPU gradients are freed and made again at every step
+    read_ranks()  # only for its errors: if some of torchrun's variables are missing, fail at once
     plan = prepare(gpt_config, config, given_flags)
     try:
         main(plan)

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -181,18 +182,24 @@ def explain(e, B):
 
 # --- signals --------------------------------------------------------------------------------------
 
+class Signal(NamedTuple):
+    """A signal that has come."""
+    name: str  # SIGTERM
+    when: float  # by time.time()
+
+
 def catch_signals(catch=True):
     """
     From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list
     that comes back; a second one ends the process at once. catch=False: as before.
     """
-    noted = []
+    noted = []  # of Signal
 
     def note(number, frame):
         # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a
         # second it is the same
-        if not noted or is_distributed() and time.time() - noted[0][1] < 1:
-            noted.append((signal.Signals(number).name, time.time()))
+        if not noted or is_distributed() and time.time() - noted[0].when < 1:
+            noted.append(Signal(signal.Signals(number).name, time.time()))
             if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
                 os.write(2, b"stopping after this step, with a checkpoint; the same again stops at "
                             b"once\n")

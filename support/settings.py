@@ -150,6 +150,18 @@ def check_settings(gpt_config, config):
                         f"--T={gpt_config.block_size}")
 
 
+def check_length(config, given_flags, train_tokens, val_tokens):
+    """UserError if the splits are too short for a batch, and for one row of validation."""
+    advice = "try a smaller --B or --T"
+    if "preset" not in given_flags:
+        advice = "try --preset=laptop, or a smaller --B or --T"
+    needs = (("train", train_tokens, config.B * config.T), ("val", val_tokens, config.T))
+    for split, tokens, needed in needs:
+        if tokens <= needed:
+            raise UserError(f"the {split} split of {config.data_root} has {tokens} tokens: too "
+                            f"short for a batch of {needed}: {advice}")
+
+
 def choose_batch(config, given_flags, num_processes):
     """
     The largest B, up to the preset's, for which a whole number of micro steps makes a batch; or the

@@ -652,7 +652,7 @@ def test_a_few_bad_bytes_are_mended_and_said(train, make_two, tmp_path, capsys):
     ("\ufeff", "is too short (1 characters): it has 0 tokens to train on and 1 for validation"),
     ("To be", "is too short (5 characters): it has 4 tokens to train on and 1 for validation, and "
               "a batch needs B * T + 1"),
-    ("To be, or not to be", "a split of 17 tokens is too short for a batch of 128"),
+    ("To be, or not to be", "has 17 tokens: too short for a batch of 128"),
 ], ids=["nothing", "a mark", "a word", "a line"])
 def test_a_text_of_a_few_characters(text, said, refused, tmp_path):
     """

@@ -72,7 +72,7 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     try:
         signals = catch_signals()
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals[0][0] == "SIGINT" and not ended
+        assert signals[0].name == "SIGINT" and not ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [128 + signal.SIGTERM] and len(signals) == 1
         monkeypatch.setenv("RANK", "0")

@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_gpt2
 from support import processes
+from support.tokenizer import tokenize_file
 from train_gpt2 import (GPT, DataLoaderLite, GPTConfig, KVCache, TrainConfig, choose_dtype, get_lr, load_checkpoint,
-                        load_tokens, setup_distributed)
+                        load_tokens, sample_prompt, setup_distributed)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -357,7 +358,9 @@ def test_ids_beyond_the_vocabulary(tmp_path, refused):
 
 def test_a_text_too_short_for_one_batch(text, refused):
     text.write_text("to be, or not to be")
-    assert "too short for a batch" in refused()
+    line = refused()
+    assert "too short for a batch" in line and "--preset=laptop" in line
+    assert "--preset" not in refused("--preset=laptop")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -608,3 +611,24 @@ def test_a_warm_up_longer_than_the_run_is_said(train, capsys):
     assert "the warm-up takes 100 steps, the run 3" in capsys.readouterr().out
     train("log2", "--warmup_steps=3", "--max_steps=3")
     assert "warm-up" not in capsys.readouterr().out
+
+
+def test_a_run_says_how_often_it_reads_its_text(train, capsys):
+    """Losses of characters and of tokens cannot be compared, and what is read ten times is known by heart."""
+    train("log", "--max_steps=141")
+    out = capsys.readouterr().out
+    assert "18,000 characters to train on: 141 steps are 2.01 epochs; losses are in nats a character" in out
+    train("log", "--max_steps=1", "--tokenizer=gpt2", "--n_embd=8")
+    assert " tokens to train on: 1 steps are 0.0" in capsys.readouterr().out
+
+
+def test_samples_begin_with_a_line(text):
+    """The validation text may begin inside a word: the prompt is the beginning of its first whole line."""
+    val = "ord\n\nSecond line\nThird"
+    text.write_text("x" * 9 * len(val) + val)
+    tokenizer, _, val = tokenize_file(str(text), "char")
+    prompt, _ = sample_prompt(tokenizer, DataLoaderLite(val, 1, 4))
+    assert tokenizer.decode(prompt) == "Second l"
+    text.write_text("no line ends here " * 10)
+    tokenizer, _, val = tokenize_file(str(text), "char")
+    assert len(sample_prompt(tokenizer, DataLoaderLite(val, 1, 4))[0]) == 8
