@@ -1,10 +1,12 @@
 """
-Is my run normal? The curves of two public runs, numbers that are none, how long it will take. Come
-here when a run says OUTSIDE the band, or ended over a loss of nan.
+Is my run normal? The curves of public runs, and of the laptop's; numbers that are none. Come here
+when a run says OUTSIDE the band, or ended over a loss of nan.
 """
 import csv
+import json
 import math
 import os
+from dataclasses import asdict
 
 from support import checkpoints
 from support.console import UserError, print0
@@ -34,26 +36,52 @@ def data_source(data_root):
     return SAMPLE_10BT if name == "edu_fineweb10B" else ""
 
 
-def compare_to_reference(step, val_loss, gpt_config, config):
-    """
-    What the public runs of the original recipe had at this step, and whether we are near -> text;
-    "" where this is another recipe, or other data than FineWeb-Edu sample-10BT.
-    """
-    recipe = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_steps",
-              "weight_decay", "beta1", "beta2", "grad_clip", "init_from")
+RECIPE = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_steps", "weight_decay",
+          "beta1", "beta2", "grad_clip", "init_from")
+
+
+def public_runs(step, gpt_config, config):
+    """The original recipe on FineWeb-Edu: (expected loss, band, name), or None for another run."""
     lecture = type(config)()  # the defaults are the lecture's
     if gpt_config != type(gpt_config)():
-        return ""
-    if any(getattr(config, name) != getattr(lecture, name) for name in recipe):
-        return ""
+        return None
+    if any(getattr(config, name) != getattr(lecture, name) for name in RECIPE):
+        return None
     columns = read_reference()
     if step not in columns["step"] or data_source(config.data_root) != SAMPLE_10BT:
-        return ""
+        return None
     i = columns["step"].index(step)
     expected = (columns["val_a"][i] + columns["val_b"][i]) / 2
     band = 0.05 if step < 1000 else 0.03 if step < 3000 else 0.02
+    return expected, band, "reference"
+
+
+def laptop_runs(step, gpt_config, config):
+    """
+    The laptop preset on input.txt: the mean of ten seeds and three times their spread.
+    assets/laptop_curve.json says which settings it is for; tools/laptop_curve.py makes it.
+    """
+    with open(os.path.join(ASSETS, "laptop_curve.json"), encoding="utf-8") as f:
+        curve = json.load(f)
+    settings = {**asdict(gpt_config), **asdict(config)}
+    if any(settings[name] != value for name, value in curve["settings"].items()):
+        return None
+    same_text = (os.path.isfile(config.data_root)
+                 and os.path.getsize(config.data_root) == curve["bytes"])
+    if not same_text or str(step) not in curve["val"]:
+        return None
+    mean, spread = curve["val"][str(step)]
+    return mean, round(max(3 * spread, 0.01), 4), "ten seeds"
+
+
+def compare_to_reference(step, val_loss, gpt_config, config):
+    """What others had at this step, and whether we are near -> text; "" where nothing is known."""
+    known = public_runs(step, gpt_config, config) or laptop_runs(step, gpt_config, config)
+    if known is None:
+        return ""
+    expected, band, name = known
     inside = "in the band" if abs(val_loss - expected) <= band else "OUTSIDE the band"
-    return f" | reference {expected:.4f} +- {band}: {inside}"
+    return f" | {name} {expected:.4f} +- {band}: {inside}"
 
 
 def check_numbers(step, loss, norm, recent, scaler, loader, config):
