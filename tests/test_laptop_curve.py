@@ -1,7 +1,40 @@
 """Facts about what is normal for the laptop preset."""
 import json
+import os
 
+from small_runs import ROOT
+
+import train_gpt2
+from support.health import compare_to_reference
+from support.settings import parse_flags
 from tools import laptop_curve
+
+LAPTOP = ["--preset=laptop", f"--data_root={ROOT}/input.txt"]
+
+
+def configs(*flags):
+    return parse_flags([*LAPTOP, *flags], "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)[:2]
+
+
+def test_a_run_of_the_preset_is_compared_with_ten_seeds():
+    """The curve is that of today's preset; three times the spread of the seeds is normal, more is worth a look."""
+    with open(os.path.join(ROOT, "assets", "laptop_curve.json"), encoding="utf-8") as f:
+        curve = json.load(f)["val"]
+    gpt_config, config = configs()
+    last = config.max_steps
+    assert set(curve) == {str(step) for step in (*range(0, last, config.eval_every), last)}
+    mean, spread = curve[str(last)]
+    assert mean < 1.81 and 0 < spread < 0.01
+    assert compare_to_reference(last, mean, gpt_config, config).endswith("in the band")
+    assert f"ten seeds {mean:.4f}" in compare_to_reference(last, mean + 0.1, gpt_config, config)
+    assert "OUTSIDE" in compare_to_reference(last, mean + 0.1, gpt_config, config)
+
+
+def test_other_runs_are_not_compared(text):
+    """Another shape, rate, text or length is another curve."""
+    for flags in (["--n_layer=2"], ["--max_lr=1e-3"], ["--max_steps=100"], [f"--data_root={text}"], ["--seed=1"]):
+        said = compare_to_reference(0, 4.87, *configs(*flags))
+        assert bool(said) == (flags == ["--seed=1"]), flags
 
 
 def test_the_curve_is_made_of_seeds(tmp_path, monkeypatch, capsys):
