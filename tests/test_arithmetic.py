@@ -1,7 +1,10 @@
 """Facts about parameters, FLOPs and memory: what is computed is what is there."""
+import subprocess
+import sys
+
 import pytest
 import torch
-from small_runs import refusal
+from small_runs import ROOT, refusal
 
 import play
 import train_gpt2
@@ -52,3 +55,12 @@ def test_what_large_models_need(capsys):
     play.main(["estimate"])
     table = capsys.readouterr().out.splitlines()
     assert len([line for line in table if line.startswith("| gpt2")]) == 16 and "| gpt2-xl | 1 |" in "\n".join(table)
+
+
+def test_an_estimate_loads_nothing_twice():
+    """The table needs configs only: neither play.py nor a second train_gpt2, under its own name, is imported for it."""
+    code = ("import runpy, sys; sys.argv = ['train_gpt2.py', '--estimate']\n"
+            "try:\n    runpy.run_path('train_gpt2.py', run_name='__main__')\n"
+            "except SystemExit as e:\n    print('exit', e.code, 'play' in sys.modules, 'train_gpt2' in sys.modules)")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "state 1.99 (16 bytes * 124M)" in out and out.endswith("exit 0 False False\n"), out
