@@ -46,7 +46,8 @@ from support.console import UserError, one_line, run_program
 from support.settings import check_limits, knob, parse_flags
 from support.shards import (check_directory, count, describe_work, find_meta, has_all,
                             is_complete, lock_part, meta_tokenizer, new_meta, remove_abandoned,
-                            remove_half_written, shard_name, summary, write_meta, write_shard)
+                            remove_half_written_shards, shard_name, summary, write_meta,
+                            write_shard)
 from support.tokenizer import check_start, make_tokenizer, read_text
 
 
@@ -493,7 +494,7 @@ def make_missing_shards(config, files, settings, k, n):
     # once more: another run may have ended since we looked
     meta = find_meta(config.out, settings, k, n)
     remove_abandoned(config.out, settings, k, n)  # what a run without a single shard has left
-    remove_half_written(config.out, k, n)
+    remove_half_written_shards(config.out, k, n)
     pieces = load_hub(config) if files is None else files
     if len(pieces) < n:
         raise UserError(f"--part={config.part}: parts are whole input files, of which there are "

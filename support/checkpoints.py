@@ -2,7 +2,6 @@
 Checkpoints: find, verify, restore, rotate. Come here when a checkpoint is refused, or when another
 one was taken than you expect. What must be in one is said in train_gpt2.py, where it is written.
 """
-import glob
 import hashlib
 import os
 import re
@@ -16,10 +15,23 @@ from support.files import check_zip
 from support.settings import SHAPE
 
 
+def is_checkpoint(name):
+    """Is it a name of ours? model_best.pt and model_00003_backup.pt are somebody else's."""
+    return re.fullmatch(r"model_\d{5,}\.pt", name) is not None
+
+
+def checkpoint_step(name):
+    """model_00005.pt -> 5"""
+    return int(name.removeprefix("model_").removesuffix(".pt"))
+
+
 def list_all(log_dir):
-    """The paths of the checkpoints in a log directory, the oldest first."""
-    paths = glob.glob(os.path.join(glob.escape(log_dir), "model_*.pt"))
-    return sorted(paths, key=lambda path: (len(path), path))
+    """The paths of our checkpoints in a log directory, the oldest first."""
+    if not os.path.isdir(log_dir):
+        return []
+    names = [name for name in os.listdir(log_dir) if is_checkpoint(name)]
+    names.sort(key=checkpoint_step)
+    return [os.path.join(log_dir, name) for name in names]
 
 
 def find(config):

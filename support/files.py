@@ -11,6 +11,33 @@ from filelock import FileLock, Timeout
 from support.console import UserError
 
 
+MARK = ".tmp-gpt2-"  # in the names of files that are being written; the process's number follows
+
+
+def remove_half_written(folder, is_ours):
+    """
+    Delete what killed processes have left half written in a folder: names that atomic_write makes,
+    of files for which is_ours(name) is true, by processes that are no longer there. Raises OSError.
+    """
+    for entry in os.listdir(folder):
+        name, mark, pid = entry.rpartition(MARK)
+        if mark and pid.isdecimal() and is_ours(name):
+            # in a container our number may be that of the killed process, too
+            if int(pid) == os.getpid() or not is_running(int(pid)):
+                os.remove(os.path.join(folder, entry))
+
+
+def is_running(pid):
+    """Is there a process with this number on this machine?"""
+    try:
+        os.kill(pid, 0)  # no signal, just the question
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def atomic_write(path, mode="wb", **kwargs):
     """
@@ -18,7 +45,7 @@ def atomic_write(path, mode="wb", **kwargs):
     a temporary name, are flushed to the disk, and are renamed, which is one step for the file
     system. A crash leaves the old file.
     """
-    temporary = f"{path}.tmp{os.getpid()}"
+    temporary = f"{path}{MARK}{os.getpid()}"
     try:
         with open(temporary, mode, **kwargs) as f:
             yield f

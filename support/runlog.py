@@ -4,7 +4,6 @@ TensorBoard. Come here when a line is missing or stands twice, or to read a log 
 """
 import contextlib
 import errno
-import glob
 import json
 import os
 import re
@@ -13,8 +12,18 @@ from dataclasses import dataclass, field
 
 from filelock import FileLock
 
+from support.checkpoints import is_checkpoint
 from support.console import UserError
-from support.files import atomic_write, lock_directory
+from support.files import atomic_write, lock_directory, remove_half_written
+
+
+PROGRAM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def is_ours(name):
+    """Does a run write a file of this name into its log_dir? Any other file is somebody else's."""
+    events = name.startswith("events.out.tfevents.")  # TensorBoard's
+    return name in ("log.txt", "settings.json") or events or is_checkpoint(name)
 
 
 @dataclass
@@ -74,6 +83,7 @@ def open_log(log_dir, settings, checkpoint):
     log; any other one moves aside what it finds there. A directory that another process is writing
     to is refused.
     """
+    check_log_dir(log_dir, settings["train_config"]["data_root"])
     path = os.path.join(log_dir, "log.txt")
     goes_on = False
     if checkpoint:
@@ -84,8 +94,7 @@ def open_log(log_dir, settings, checkpoint):
     try:
         os.makedirs(log_dir, exist_ok=True)
         lock = lock_directory(log_dir, advice)
-        for half in glob.glob(os.path.join(glob.escape(log_dir), "*.tmp[0-9]*")):
-            os.remove(half)  # a killed process could not
+        remove_half_written(log_dir, is_ours)
         if not goes_on:
             move_aside(log_dir)
         elif os.path.exists(path):
@@ -102,6 +111,15 @@ def open_log(log_dir, settings, checkpoint):
                   max_steps=settings["train_config"]["max_steps"])
 
 
+def check_log_dir(log_dir, data_root):
+    """UserError if log_dir is a folder that is for something else: a log would be lost in it."""
+    folders = {"the data": data_root, "the program": PROGRAM, "a home": os.path.expanduser("~")}
+    for what, folder in folders.items():
+        if os.path.realpath(log_dir) == os.path.realpath(folder):
+            raise UserError(f"--log_dir={log_dir} is the folder of {what}: choose one for the run, "
+                            "as --log_dir=log", who="me")
+
+
 def tensorboard_writer():
     """The class SummaryWriter, or one line where the package is missing."""
     try:
@@ -114,13 +132,14 @@ def tensorboard_writer():
 
 
 def move_aside(log_dir):
-    """The files of another run, if there are any, into a directory of their own."""
-    old = [p for p in glob.glob(os.path.join(glob.escape(log_dir), "*")) if os.path.isfile(p)]
-    if old:
+    """The files of another run, if there are any, into a directory of their own. Others stay."""
+    names = [name for name in os.listdir(log_dir)
+             if is_ours(name) and os.path.isfile(os.path.join(log_dir, name))]
+    if names:
         aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
         os.mkdir(aside)
-        for p in old:
-            os.replace(p, os.path.join(aside, os.path.basename(p)))
+        for name in names:
+            os.replace(os.path.join(log_dir, name), os.path.join(aside, name))
         print(f"{log_dir} held another run: its files are in {aside} now")
 
 

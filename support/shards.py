@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError
-from support.files import atomic_write, lock_directory
+from support.files import atomic_write, lock_directory, remove_half_written
 from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
@@ -411,17 +411,13 @@ def remove_abandoned(out, settings, k, n):
         os.remove(path)  # last: until then the next run knows what to remove
 
 
-def remove_half_written(out, k, n):
+def remove_half_written_shards(out, k, n):
     """Files that a killed run of part k of n has left half written; those of other parts stay."""
-    for path in glob.glob(os.path.join(glob.escape(out), "*.tmp*")):
-        name = os.path.basename(path).partition(".tmp")[0]
-        number = name.removesuffix(".npy")[-6:]  # edufineweb_train_000012.npy
-        if name.endswith(".npy") and number.isdecimal():
-            ours = int(number) in shard_numbers(k, n)
-        else:
-            ours = n == 1 or name == meta_name(k, n)
-        if ours:
-            os.remove(path)
+    def is_ours(name):
+        if shard := re.fullmatch(r"edufineweb_(?:val|train)_(\d{6})\.npy", name):
+            return int(shard[1]) in shard_numbers(k, n)
+        return name in (meta_name(k, n), "tokenizer.json")
+    remove_half_written(out, is_ours)
 
 
 # --- --check: is every byte what it was? ----------------------------------------------------------

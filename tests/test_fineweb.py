@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_runs import ROOT, contents, plain, refusal, shards, some_documents, stream, write_jsonl
 
 import fineweb
+from support.files import MARK
 from support.console import UserError
 from support.shards import load_meta
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
@@ -779,3 +780,17 @@ def test_limits_stand_beside_the_flags(flag, most, make_two, tmp_path):
     """Six digits in the name of a shard, 2**32 tokens in a file, a thread for any core."""
     assert refusal(make_two, "out", flag) == f"{flag}: must be at least 0 and at most {most}"
     assert not (tmp_path / "out").exists()
+
+
+def test_only_what_killed_runs_have_left_is_deleted(make_two, tmp_path):
+    """`--out=.` deleted every *.tmp* file in the directory, its own input among them."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    mine = ["data.tmp.jsonl", "notes.tmp2024", f"notes.txt{MARK}{dead.pid}", f"meta.json{MARK}{os.getppid()}"]
+    left = [f"meta.json{MARK}{dead.pid}", f"edufineweb_train_000001.npy{MARK}{dead.pid}"]
+    for name in (*mine, *left):
+        (out / name).write_text("{}")
+    make_two("out")
+    assert all((out / name).exists() for name in mine) and not any((out / name).exists() for name in left)

@@ -1,12 +1,15 @@
 """Facts about the record of a run: each step stands in it once, and nothing of another run is lost."""
+import os
 import resource
+import subprocess
 import sys
 
 import pytest
-from small_runs import TINY, read_log, refusal
+from small_runs import ROOT, TINY, read_log, refusal, write_shards
 
 import train_gpt2
 from support import runlog
+from support.files import MARK
 from train_gpt2 import load_checkpoint
 
 
@@ -40,7 +43,9 @@ def test_a_resumed_log_has_each_step_once(train, tmp_path):
     (tmp_path / "log" / "model_00010.pt").unlink()
     path = tmp_path / "log" / "log.txt"
     path.write_bytes(b"a note: \xff no UTF-8\n" + path.read_bytes() + b"10 val 9.9\n4 tr")
-    (tmp_path / "log" / "model_00010.pt.tmp4711").write_bytes(b"what a killed process left")
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    (tmp_path / "log" / f"model_00010.pt{MARK}{dead.pid}").write_bytes(b"what a killed process left")
     train_gpt2.run([*TINY, f"--data_root={tmp_path / 'text.txt'}", f"--log_dir={tmp_path / 'log'}", "--resume=auto"])
     lines = path.read_bytes().splitlines()
     assert lines[0] == b"a note: \xff no UTF-8" and b"4 tr" not in lines and b"10 val 9.9" not in lines
@@ -61,7 +66,8 @@ def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = runlog.open_log(log_dir, {"train_config": {"tensorboard": False, "max_steps": 1}}, None)
+    settings = {"train_config": {"tensorboard": False, "max_steps": 1, "data_root": "data"}}
+    first = runlog.open_log(log_dir, settings, None)
     first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")
@@ -122,3 +128,31 @@ def test_tensorboard_that_is_not_there(train, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "pip install tensorboard" in refusal(train, "log", "--tensorboard")
     assert not (tmp_path / "log").exists()
+
+
+def test_what_is_not_ours_stays_where_it_is(train, tmp_path):
+    """A new run moves the old one aside and clears up after killed processes, by whole names; others stay."""
+    train("log", "--max_steps=2", "--save_every=2")
+    mine = ["notes.tmp2024", "report.tmp1.docx", "model_best.pt", "model_00003_backup.pt", "log.txt.bak",
+            f"notes.txt{MARK}1", f"log.txt{MARK}{os.getppid()}", "train_gpt2.py"]
+    for name in mine:
+        (tmp_path / "log" / name).write_text("mine")
+    train("log", "--max_steps=3", "--save_every=1", "--keep_last=1")
+    train("log", "--max_steps=4", "--resume=auto", "--save_every=1", "--keep_last=1")
+    assert all((tmp_path / "log" / name).read_text() == "mine" for name in mine)
+    [old] = (tmp_path / "log").glob("old_*")
+    assert sorted(path.name for path in old.iterdir()) == ["log.txt", "model_00002.pt", "settings.json"]
+    assert [path.name for path in (tmp_path / "log").glob("model_0000?.pt")] == ["model_00004.pt"]
+
+
+@pytest.mark.parametrize("folder", ["program", "data", "home"])
+def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, monkeypatch):
+    """All its files were moved into old_*: the shards, or the program itself."""
+    write_shards(tmp_path / "shards", [500, 3000])
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert runlog.PROGRAM == ROOT
+    monkeypatch.setattr(runlog, "PROGRAM", str(tmp_path / "here"))
+    place = {"program": tmp_path / "here", "data": tmp_path / "shards", "home": tmp_path / "me"}[folder]
+    line = refused(f"--data_root={tmp_path / 'shards'}", "--tokenizer=gpt2", "--n_embd=8", f"--log_dir={place}")
+    assert f"is the folder of {'a' if folder == 'home' else 'the'} {folder}" in line
+    assert len(list((tmp_path / "shards").iterdir())) == 2
