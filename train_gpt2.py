@@ -385,13 +385,14 @@ class TrainConfig:
     data_root: str = knob("edu_fineweb10B", "a directory of token shards, or one text file")
     tokenizer: str = knob("gpt2", "for a text file: gpt2 (BPE) or char (one token a character)",
                           choices=("gpt2", "char"))
-    log_dir: str = knob("log", "log.txt, settings.json, model_*.pt")
+    log_dir: str = knob("log", "log.txt, settings.json, model_*.pt", here=True)
     tensorboard: bool = knob(False, "write the streams of log.txt for TensorBoard, too")
     init_from: str = knob("", "start from gpt2, gpt2-medium, gpt2-large, gpt2-xl, a .pt file or a "
-                              "directory in Hugging Face's format")
-    resume: str = knob("", "auto (the newest checkpoint in log_dir, if any) or a checkpoint's path")
+                              "directory in Hugging Face's format", here=True)
+    resume: str = knob("", "auto (the newest checkpoint in log_dir, if any) or a checkpoint's path",
+                       here=True)
     # the machine
-    device: str = knob("auto", "cuda, mps or cpu")
+    device: str = knob("auto", "cuda, mps or cpu", here=True)
     dtype: str = knob("auto", "of the matmuls; the weights stay in float32",
                       choices=("auto", "bfloat16", "float16", "float32"))
     compile: bool | None = knob(None, "torch.compile, by default on CUDA only: it takes a minute")
@@ -403,7 +404,8 @@ class TrainConfig:
     offload: bool = knob(False, "with shard: weights and AdamW's moments in the CPU's memory")
     activation_checkpointing: bool = knob(False, "forget a block's activations, compute them again "
                                                  "in backward")
-    estimate: bool = knob(False, "print what memory these settings need on 1 to 8 GPUs, and end")
+    estimate: bool = knob(False, "print what memory these settings need on 1 to 8 GPUs, and end",
+                          here=True)
     # the batch. 524,288 is 2**19, about the 0.5M tokens of the GPT-3 paper (table 2.1)
     total_batch_size: int = knob(524288, "tokens a step", least=1)
     B: int = knob(64, "rows in a micro batch: what fits; it does not change the result", least=1)
@@ -812,6 +814,9 @@ def prepare(gpt_config, config, given_flags):
     Which run is this? Its settings, weights and data -> Plan. What may take long comes here, before
     processes meet: those that wait for each other have a time limit.
     """
+    if config.resume not in ("", "auto") and "log_dir" not in given_flags:
+        # a run goes on where its checkpoint is; what a file says of places is never followed
+        config = replace(config, log_dir=os.path.dirname(config.resume) or ".")
     checkpoint = checkpoints.find(config)  # that of --resume; None: a new run
     start = checkpoint
     if start is None and config.init_from:

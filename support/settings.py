@@ -9,7 +9,7 @@ there.
 import argparse
 import math
 import sys
-from dataclasses import asdict, field, fields, replace
+from dataclasses import field, fields, replace
 
 from support.console import UserError, print0
 
@@ -17,12 +17,14 @@ from support.console import UserError, print0
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 
 
-def knob(default, help, least=0, most=None, below=math.inf, choices=None, alone=None):
+def knob(default, help, least=0, most=None, below=math.inf, choices=None, alone=None, here=False):
     """
     A field of a dataclass that becomes a flag. least <= value <= most and value < below, for
-    numbers; choices: the values there are; alone: the value of the bare flag, without `=`.
+    numbers; choices: the values there are; alone: the value of the bare flag, without `=`; here: it
+    is about this command on this machine, and never taken from a checkpoint.
     """
-    metadata = dict(help=help, least=least, most=most, below=below, choices=choices, alone=alone)
+    metadata = dict(help=help, least=least, most=most, below=below, choices=choices, alone=alone,
+                    here=here)
     return field(default=default, metadata=metadata)
 
 
@@ -79,10 +81,11 @@ def merge_settings(checkpoint, gpt_config, config, given_flags, presets):
     merged = []
     for settings, old_values in ((gpt_config, checkpoint["config"]), (config, saved)):
         kept = {}
-        for name, new in asdict(settings).items():
-            old = old_values.get(name, new)
-            if name == "resume":  # a command, not a setting
+        for f in fields(settings):
+            if f.metadata["here"]:
                 continue
+            name, new = f.name, getattr(settings, f.name)
+            old = old_values.get(name, new)
             if name not in given_flags:
                 kept[name] = old
             elif new != old and name in SHAPE:

@@ -3,12 +3,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+import torch
 from small_runs import ROOT, read_log, refusal
 
 import train_gpt2
 from support.settings import choose_batch
 from train_gpt2 import TrainConfig
-import pytest
 
 
 def test_help_lists_every_flag_with_its_default():
@@ -57,3 +58,27 @@ def test_the_batch_size_that_fits():
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_numbers_that_cannot_work(flags, said, refused):
     assert said in refused(*flags)
+
+
+def test_a_file_does_not_decide_where_we_write(train, text, tmp_path, monkeypatch):
+    """A checkpoint from elsewhere says --log_dir=~/.ssh: a run that starts from it writes to log/ here all the same."""
+    train("first", "--max_steps=1", "--save_every=1")
+    saved = torch.load(tmp_path / "first" / "model_00001.pt", weights_only=True)
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "settings.json").write_text("dear")
+    saved["train_config"] |= {"log_dir": str(tmp_path / "keys"), "resume": "auto", "device": "abacus", "estimate": True}
+    torch.save(saved, tmp_path / "stranger.pt")
+    monkeypatch.chdir(tmp_path)
+    train_gpt2.run([f"--init_from={tmp_path / 'stranger.pt'}", "--device=cpu"])
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["settings.json"]
+    assert (tmp_path / "keys" / "settings.json").read_text() == "dear"
+    assert (tmp_path / "log" / "log.txt").exists()
+
+
+def test_a_run_goes_on_where_its_checkpoint_is(train, tmp_path, monkeypatch):
+    """--resume=runs/a/model_00005.pt without --log_dir: in runs/a, wherever that has been moved to."""
+    train("first", "--max_steps=1", "--save_every=1")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    train_gpt2.run([f"--resume={tmp_path / 'moved' / 'model_00001.pt'}", "--max_steps=2", "--device=cpu"])
+    assert list(read_log(tmp_path / "moved")["train"]) == [0, 1] and not (tmp_path / "log").exists()
