@@ -6,13 +6,11 @@ import zipfile
 
 import pytest
 import torch
-from small_runs import fuzz, refusal
+from small_runs import fuzz, refusal, write_shards
 
-from support.settings import SHAPE
-from train_gpt2 import GPT, GPTConfig, load_checkpoint
-from small_runs import write_shards
 from support.checkpoints import identify_stream
-from train_gpt2 import DataLoaderLite, load_tokens
+from support.settings import SHAPE
+from train_gpt2 import GPT, DataLoaderLite, GPTConfig, load_checkpoint, load_tokens
 
 
 def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):

@@ -1,4 +1,6 @@
 """Facts about fineweb.py: any corpus becomes token shards, and nothing that happens meanwhile changes a byte."""
+import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -8,18 +10,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import ROOT, contents, plain, refusal, shards, some_documents, stream, write_jsonl
 
 import fineweb
-from support.files import MARK
 from support.console import UserError
+from support.files import MARK
 from support.shards import load_meta
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
-import gzip
-import io
-import torch
 
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 

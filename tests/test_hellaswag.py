@@ -4,19 +4,19 @@ import io
 import json
 import math
 import os
+import weakref
 
 import pytest
 import torch
 from small_runs import ROOT, a_process, items_of, refusal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import hellaswag
 import play
 from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
 from support.tokenizer import gpt2_tokenizer
 from train_gpt2 import GPT, GPTConfig
-import weakref
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ITEM = {"ctx": "A dog runs", "label": 2,
         "endings": ["after the ball.", "up.", "to the old house on the hill.", "away now."]}

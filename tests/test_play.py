@@ -18,7 +18,6 @@ from support.arithmetic import count_parameters, flops_per_token
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from train_gpt2 import GPT, GPTConfig, load_model
 
-
 # --- saving ---------------------------------------------------------------------------------------
 
 def bpe_tokenizer(text):

@@ -10,9 +10,7 @@ import torch
 from small_runs import H100, ROOT, refusal
 
 import train_gpt2
-from support.processes import catch_signals, check_kernels, find_card
-from support.processes import TORCHRUN, read_ranks
-
+from support.processes import TORCHRUN, catch_signals, check_kernels, find_card, read_ranks
 
 # --- the card -------------------------------------------------------------------------------------
 

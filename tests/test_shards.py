@@ -12,8 +12,7 @@ import fineweb
 import train_gpt2
 from support.shards import load_meta
 from support.tokenizer import load_tokenizer
-from train_gpt2 import load_tokens
-from train_gpt2 import DataLoaderLite
+from train_gpt2 import DataLoaderLite, load_tokens
 
 
 @pytest.mark.parametrize("tokenizer, rows", [("gpt2", 50304), ("char", 128), ("bpe:300", 384)])

@@ -22,9 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train_gpt2
 from support import processes
 from support.tokenizer import tokenize_file
-from train_gpt2 import (GPT, DataLoaderLite, GPTConfig, KVCache, TrainConfig, choose_dtype, get_lr, load_checkpoint,
-                        load_tokens, sample_prompt, setup_distributed)
-
+from train_gpt2 import (
+    GPT,
+    DataLoaderLite,
+    GPTConfig,
+    KVCache,
+    TrainConfig,
+    choose_dtype,
+    get_lr,
+    load_checkpoint,
+    load_tokens,
+    sample_prompt,
+    setup_distributed,
+)
 
 # ----------------------------------------------------------------------------------------------------
 # 1 the model

@@ -10,7 +10,6 @@ from small_runs import ROOT, assert_same_bits, contents, plain, read_log, some_d
 
 from tools import faults
 
-
 # --- train_gpt2.py --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("processes, number", [(1, signal.SIGINT), (2, signal.SIGTERM)])

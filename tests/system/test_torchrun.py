@@ -2,10 +2,12 @@
 Facts about several processes, started by torchrun: they take the steps of one, fail together, start again together, and
 may share the state of a large model.
 """
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -16,9 +18,6 @@ from small_runs import ROOT, TINY, assert_same_bits, assert_same_losses, read_lo
 import play
 from tools import faults
 from train_gpt2 import load_checkpoint
-import contextlib
-import socket
-
 
 # --- several processes are one run ----------------------------------------------------------------
 
