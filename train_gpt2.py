@@ -225,8 +225,8 @@ class GPT(nn.Module):
             if hasattr(module, "adds_to_residual"):
                 # the residual stream starts with a variance of 2 * 0.02**2 = 0.0008 (wte and wpe),
                 # and the 2 n_layer outputs of such layers are added to it. Unscaled, 12 blocks take
-                # it to 2.4, more blocks further. Scaled, it ends at 0.08, whatever the depth
-                # (GPT-2, section 2.3)
+                # it to 2.4, more blocks further. Scaled, it ends at 0.08 to 0.09, with 6 blocks as
+                # with 48 (GPT-2, section 2.3)
                 std *= (2 * self.config.n_layer) ** -0.5
             nn.init.normal_(module.weight, mean=0.0, std=std)
             if module.bias is not None:
