@@ -321,8 +321,8 @@ def test_no_drift_after_two_million_steps(tmp_path):
     assert loader.position == 2_000_000 * 524_288 + 64
 
 
-def test_a_shard_is_mapped_not_loaded(tmp_path):
-    """Private memory stays the same however large the shard: the file's pages belong to the file cache."""
+def test_a_shard_is_read_slice_by_slice(tmp_path):
+    """Private memory stays the same however large the shard: only the slice at hand is in it."""
     def private_kb():
         with open("/proc/self/status") as f:
             return next((int(line.split()[1]) for line in f if line.startswith("RssAnon")), 0)
