@@ -728,7 +728,7 @@ def add_hellaswag_flags(parser):
                                        "published validation split")
     parser.add_argument("--limit", type=int, help="only the first so many items")
     parser.add_argument("--batch_tokens", type=int,
-                        help="tokens in a batch [65536 on CUDA, 512 elsewhere]")
+                        help="tokens in a batch [16384 on CUDA, 512 elsewhere]")
 
 
 def add_machine_flags(parser):

@@ -44,7 +44,8 @@ import hellaswag
 from support import checkpoints, hugging_face
 from support.arithmetic import memory_text, mfu
 from support.compiling import try_compiled
-from support.console import UserError, is_first_process, one_line, print0, progress, run_program
+from support.console import (UserError, is_first_process, one_line, print0, print_here, progress,
+                             run_program)
 from support.files import atomic_write
 from support.health import check_numbers, compare_to_reference
 from support.processes import (Card, catch_signals, check_kernels, explain, find_card,
@@ -718,7 +719,7 @@ def print_samples(raw_model, tokenizer, loader, process):
         rows = raw_model.generate(idx, length, tokenizer.n_vocab, generator=generator)
     raw_model.train()
     for i, row in enumerate(rows.tolist()):
-        print(f"rank {process.rank} sample {i}: {tokenizer.decode(row)}", flush=True)
+        print_here(f"rank {process.rank} sample {i}: {tokenizer.decode(row)}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -888,6 +889,11 @@ def report_step(step, loss, lr, norm, dt, raw_model, process):
                       dt=f"{dt * 1000:.2f}")
 
 
+def how_to_go_on(path):
+    """What to tell the user of a stopped run. path: of the last checkpoint, "" if there is none"""
+    return "go on with --resume=auto" if path else "this run has written no checkpoint"
+
+
 def main(plan):
     # --- this process, its batch, its part of the data --------------------------------------------
     process = setup_distributed(plan.config)
@@ -923,7 +929,7 @@ def main(plan):
 
     # --- the loop: `step` counts the updates done; evals and saving come before the next one ------
     process.signals = catch_signals()
-    dt, recent_norms, stop, saved = 0.0, [], False, True
+    path, dt, recent_norms, stop, saved = "", 0.0, [], False, True
     for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
         if not stop and (last_step or is_due(step, config.eval_every)):
@@ -984,7 +990,7 @@ def main(plan):
         check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
     if stop:
         reason = process.signals[0].name if process.signals else "another process"
-        print0(f"stopped by {reason}: {step} steps are done; go on with --resume=auto")
+        print0(f"stopped by {reason}: {step} steps are done; {how_to_go_on(path)}")
     if not saved:
         raise UserError("the last checkpoint could not be saved", exit_code=1)
 

@@ -46,13 +46,17 @@ def is_first_on_node():
 def print0(*args):
     """print, by the first process only: eight copies of a line say no more than one."""
     if is_first_process():
-        try:
-            print(*args, flush=True)
-        except OSError as e:
-            # `| head` has seen enough, or the output's disk is full: a run does not end over that
-            silence_stdout()
-            print(f"warning: the output cannot be written ({e.strerror}): going on without "
-                  "it", file=sys.stderr)
+        print_here(*args)
+
+
+def print_here(*args):
+    """print, by this process. Where nobody can read it the run goes on: `| head`, a full disk."""
+    try:
+        print(*args, flush=True)
+    except OSError as e:
+        silence_stdout()
+        print(f"warning: the output cannot be written ({e.strerror}): going on without it",
+              file=sys.stderr)
 
 
 def silence_stdout():
@@ -62,18 +66,15 @@ def silence_stdout():
     os.close(nowhere)
 
 
-def progress(batches, what, flags, before_each=None):
+def progress(batches, what, flags):
     """
     Yield from the list `batches` under a progress bar of the first process. If the first batch
     shows that all will take over a minute, a line says how long, and which flags shorten it.
-    before_each: called before each batch, may raise.
     """
     t0 = time.time()
     # None: no bar where the output is a file or a pipe
     hidden = None if is_first_process() else True
     for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=hidden)):
-        if before_each is not None:
-            before_each()
         yield batch
         left = (time.time() - t0) * (len(batches) - 1)
         if i == 0 and left > 60:

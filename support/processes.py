@@ -201,8 +201,7 @@ def catch_signals(catch=True):
         if not noted or is_distributed() and time.time() - noted[0].when < 1:
             noted.append(Signal(signal.Signals(number).name, time.time()))
             if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
-                os.write(2, b"stopping after this step, with a checkpoint; the same again stops at "
-                            b"once\n")
+                os.write(2, b"stopping after this step; the same again stops at once\n")
         else:
             os._exit(128 + number)
     for number in (signal.SIGINT, signal.SIGTERM):

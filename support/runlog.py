@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from filelock import FileLock
 
 from support.checkpoints import is_checkpoint
-from support.console import UserError
+from support.console import UserError, print0
 from support.files import atomic_write, lock_directory, remove_half_written
 
 
@@ -64,8 +64,8 @@ class RunLog:
             append(self.path, "".join(self.waiting).encode())
             self.waiting.clear()
         except OSError as e:
-            print(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
-                  "lines wait", flush=True)
+            print0(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
+                  "lines wait")
 
 
 def append(path, data):
@@ -140,7 +140,7 @@ def move_aside(log_dir):
         os.mkdir(aside)
         for name in names:
             os.replace(os.path.join(log_dir, name), os.path.join(aside, name))
-        print(f"{log_dir} held another run: its files are in {aside} now")
+        print0(f"{log_dir} held another run: its files are in {aside} now")
 
 
 def drop_lines(path, step):

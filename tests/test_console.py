@@ -59,6 +59,13 @@ def test_the_first_process_prints(monkeypatch, capsys):
     assert capsys.readouterr().out == "from 0\n"
 
 
+def test_what_each_process_prints_survives_too():
+    """Samples are printed by every process, before the last checkpoint is written."""
+    code, _, err = run("from support.console import print_here\ndef program(argv):\n    time.sleep(0.5)\n"
+                       "    print_here('a sample')\n    sys.stderr.write('saved')\nrun_program(program)", shell="true")
+    assert code == 0 and err.endswith("saved")
+
+
 def test_nobody_reads_the_output_any_more():
     """`| head -1` takes one line and leaves: the run goes on, and says so once."""
     code, out, err = run("def program(argv):\n    for i in range(3):\n        print0(i)\n        time.sleep(0.3)\n"

@@ -4,6 +4,7 @@ from dataclasses import replace
 import torch
 
 import train_gpt2
+from support import health
 from support.health import compare_to_reference, read_reference
 
 
@@ -42,3 +43,9 @@ def test_a_gradient_far_above_its_recent_range_is_reported(train, monkeypatch, c
     train("log", "--max_steps=122", "--total_batch_size=128")
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert warnings == ["warning: step 120: norm 50.00, 1.00 to 3.00 before"]
+
+
+def test_a_run_does_not_end_over_a_missing_curve(monkeypatch, tmp_path):
+    """Without assets/ there is nothing to compare with, and training goes on."""
+    monkeypatch.setattr(health, "ASSETS", str(tmp_path))
+    assert health.compare_to_reference(250, 6.19, train_gpt2.GPTConfig(), train_gpt2.TrainConfig()) == ""

@@ -9,6 +9,7 @@ import signal
 import types
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -642,3 +643,14 @@ def test_samples_begin_with_a_line(text):
     text.write_text("no line ends here " * 10)
     tokenizer, _, val = tokenize_file(str(text), "char")
     assert len(sample_prompt(tokenizer, DataLoaderLite(val, 1, 4))[0]) == 8
+
+
+def test_a_stopped_run_says_whether_it_can_go_on(train, monkeypatch, capsys):
+    """With --save_every=0 there is no checkpoint to go on from: nothing else is promised."""
+    def after_two_steps(process):
+        log = Path(process.log.path)
+        return log.exists() and "\n1 train" in log.read_text()
+    monkeypatch.setattr(train_gpt2.Process, "stop_requested", after_two_steps)
+    for save_every, said in ((0, "has written no checkpoint"), (1, "go on with --resume=auto")):
+        train(f"log{save_every}", "--max_steps=3", "--eval_every=2", f"--save_every={save_every}")
+        assert said in capsys.readouterr().out
