@@ -4,12 +4,16 @@ torchrun, or to see what becomes of an error.
 
 Whatever a user can put right is a UserError: the fact, and what to type next. It is raised where it
 is met, caught in one place (run_program), and printed as one line; the exit code is 2. Anything
-else that is raised is a bug of ours, and its traceback is what we want to see.
+else that is raised is a bug of ours: a line too, exit code 1, and its traceback goes to a file.
+With --debug, which every program takes, it is printed.
 """
+import argparse
 import os
 import signal
 import sys
+import tempfile
 import time
+import traceback
 
 from tqdm import tqdm
 
@@ -111,9 +115,10 @@ def run_program(run, argv=None):
         if hasattr(stream, "reconfigure"):
             # a terminal or a pipe that is not in UTF-8 is no reason to end
             stream.reconfigure(errors="replace")
+    argv = sys.argv[1:] if argv is None else argv
     exit_code = 0
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        run([arg for arg in argv if arg != "--debug"])
     except UserError as error:
         exit_code = error.exit_code
         say(error)
@@ -121,7 +126,33 @@ def run_program(run, argv=None):
         exit_code = 130  # as the shell counts a program that Ctrl-C ended
     except BrokenPipeError:  # whoever read our output has seen enough: | head
         silence_stdout()
+    except Exception as error:  # a bug of ours, or what no file of ours has foreseen
+        exit_code = 1
+        say(unexpected(error, argv))
     leave(exit_code)
+
+
+def unexpected(error, argv):
+    """
+    An exception that nobody foresaw -> the UserError that says it. Its traceback is added to
+    error.txt, in log_dir if there is one yet.
+    """
+    if "--debug" in argv:
+        traceback.print_exception(error)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--log_dir", default="log")
+    folder = parser.parse_known_args(argv)[0].log_dir
+    if not os.path.isdir(folder):
+        folder = tempfile.gettempdir()
+    path = os.path.join(folder, "error.txt")
+    try:
+        with open(path, "a", encoding="utf-8", errors="replace") as f:
+            print(f"{time.ctime()}: {' '.join(sys.argv)}", file=f)
+            traceback.print_exception(error, file=f)
+        where = f"its traceback is in {path}, and --debug prints it"
+    except OSError:
+        where = "--debug prints its traceback"
+    return UserError(f"a fault of this program: {one_line(error)}: {where}", "me", exit_code=1)
 
 
 def leave(exit_code):

@@ -32,10 +32,25 @@ def test_an_error_is_one_line_and_an_exit_code(raised, code, err):
     assert run(f"def program(argv):\n    raise {raised}\nrun_program(program)") == (code, "", err)
 
 
-def test_a_bug_of_ours_shows_its_traceback():
-    """Only what a user can put right is a line: a NameError must not look like a damaged file."""
-    code, _, err = run("run_program(lambda argv: no_such_name)")
-    assert code == 1 and "Traceback" in err and "no_such_name" in err
+def test_a_bug_of_ours_is_a_line_and_its_traceback_a_file(tmp_path):
+    """In log_dir if it is there, else where the system keeps temporary files; what stood in the file stays."""
+    (tmp_path / "error.txt").write_text("mine\n")
+    program = "sys.argv = ['train_gpt2.py', *ARGV]\nrun_program(lambda argv: no_such_name)"
+    for name, arguments in (("there", [f"--log_dir={tmp_path}"]), ("not there", [f"--log_dir={tmp_path / 'no'}"])):
+        code, out, err = run(f"ARGV = {arguments}\n{program}", TMPDIR=str(tmp_path))
+        assert (code, out) == (1, "") and err.count("\n") == 1, name
+        assert err.startswith("a fault of this program: NameError: name 'no_such_name' is not defined: its traceback")
+        assert f"in {tmp_path / 'error.txt'}" in err
+    text = (tmp_path / "error.txt").read_text()
+    assert text.startswith("mine\n") and text.count("Traceback (most recent call last)") == 2
+    assert f"train_gpt2.py --log_dir={tmp_path}\n" in text
+
+
+def test_debug_prints_the_traceback(tmp_path):
+    """Every program takes the flag; the program itself does not see it. It helps where no file can be written, too."""
+    (tmp_path / "error.txt").mkdir()
+    code, _, err = run(f"sys.argv = ['x', '--debug', '--log_dir={tmp_path}']\nrun_program(lambda argv: argv[1])")
+    assert code == 1 and "Traceback" in err and "IndexError" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("who, speakers", [
