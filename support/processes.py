@@ -182,6 +182,10 @@ def explain(e, B):
 
 # --- signals --------------------------------------------------------------------------------------
 
+# Ctrl-C; a machine that is taken away; a lost connection; a Slurm job whose time is running out
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
 class Signal(NamedTuple):
     """A signal that has come."""
     name: str  # SIGTERM
@@ -190,8 +194,8 @@ class Signal(NamedTuple):
 
 def catch_signals(catch=True):
     """
-    From now on SIGINT (Ctrl-C) and SIGTERM (a machine that is taken away) are noted in the list
-    that comes back; a second one ends the process at once. catch=False: as before.
+    From now on the signals that ask a run to stop are noted in the list that comes back; a second
+    one ends the process at once. catch=False: as before.
     """
     noted = []  # of Signal
 
@@ -204,7 +208,10 @@ def catch_signals(catch=True):
                 os.write(2, b"stopping after this step; the same again stops at once\n")
         else:
             os._exit(128 + number)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for name in STOP_SIGNALS:
+        number = getattr(signal, name, None)  # Windows has not all of them
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup has said that a lost connection is no reason to stop
         before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         signal.signal(number, note if catch else before)
     return noted

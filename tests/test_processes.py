@@ -83,6 +83,24 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_lost_connection_and_a_job_at_its_limit(name):
+    """Either asks a run to stop, as SIGTERM does. Where nohup has said that SIGHUP is to be ignored, it is."""
+    number = getattr(signal, name)
+    try:
+        signals = catch_signals()
+        os.kill(os.getpid(), number)
+        assert [s.name for s in signals] == [name]
+        catch_signals(False)
+        signal.signal(number, signal.SIG_IGN)
+        signals = catch_signals()
+        os.kill(os.getpid(), number)
+        assert signals == []
+    finally:
+        catch_signals(False)
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_out_of_memory_names_half_the_batch(train, refused, monkeypatch):
     """Nothing is retried with another batch behind your back: the line says what to type."""
     def forward(self, *args):

@@ -12,7 +12,7 @@ from tools import faults
 
 # --- train_gpt2.py --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGINT), (2, signal.SIGTERM)])
+@pytest.mark.parametrize("processes, number", [(1, signal.SIGHUP), (2, signal.SIGTERM)])
 def test_asked_to_stop_a_run_saves_and_goes_on_later(processes, number, tmp_path):
     """The step is finished and saved; exit code 0; the resumed run ends as one that was never stopped."""
     flags = (f"--data_root={os.path.join(ROOT, 'input.txt')}", "--dtype=float32", "--max_steps=100", "--save_every=0")
