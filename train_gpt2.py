@@ -48,6 +48,7 @@ from support.console import (UserError, is_first_process, one_line, print0, prin
                              run_program)
 from support.files import atomic_write
 from support.health import check_numbers, compare_to_reference
+from support.identity import run_number
 from support.processes import (Card, catch_signals, check_kernels, explain, find_card,
                                is_distributed, keep_freed_memory, meet, read_ranks)
 from support.runlog import RunLog, open_log
@@ -827,6 +828,8 @@ def prepare(gpt_config, config, given_flags):
         # defaults. (From here on both count as given)
         gpt_config, config, given_flags = merge_settings(
             start, gpt_config, config, given_flags, PRESETS)
+    if checkpoint is not None:
+        checkpoints.check_steps(checkpoint, config.max_steps)
     tokenizer, train_shards, val_shards = load_data(config)
     if start is None and "vocab_size" not in given_flags:
         gpt_config.vocab_size = 128 * math.ceil(tokenizer.n_vocab / 128)  # 50257 -> 50304
@@ -854,9 +857,15 @@ def load_items(plan):
 
 def start_log(plan, config, data_identity, process):
     """Open log.txt and settings.json -> the settings, which go into every checkpoint too (dict)"""
-    settings = {"config": asdict(plan.gpt_config), "train_config": asdict(config),
+    settings = {"run": run_number(plan.checkpoint, config.log_dir),
+                "config": asdict(plan.gpt_config), "train_config": asdict(config),
                 "tokenizer": plan.tokenizer.spec, "stream": data_identity,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
+    # each process has read the checkpoint by itself, perhaps on another machine
+    step = plan.checkpoint["step"] if plan.checkpoint else 0
+    if all_reduce(step)[0] != step * process.num_processes:
+        raise UserError(f"process {process.rank} would go on from step {step}, another one from a "
+                        "different step: --log_dir must be one that all machines see", who="me")
     # the first process writes; --max_steps=0, an evaluation only, writes nothing
     if process.rank == 0 and config.max_steps > 0:
         process.log = open_log(config.log_dir, settings, plan.checkpoint)

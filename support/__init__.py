@@ -9,6 +9,7 @@ support does it.
     shards.py        a directory of shards: headers, meta.json, checksums, its tokenizer
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
     checkpoints.py   find, verify, restore, rotate
+    identity.py      which run is this? its number, and the launch of torchrun that it belongs to
     hugging_face.py  config.json and model.safetensors, in and out
     runlog.py        the record of a run: log.txt, settings.json; writing it and reading it
     processes.py     signals, where processes meet, cards this build has no code for

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
+from support import identity
 from support.arithmetic import count_parameters
 from support.console import UserError, one_line, print0
 from support.files import check_zip
@@ -36,33 +37,43 @@ def list_all(log_dir):
 
 def find(config):
     """
-    The checkpoint that --resume asks for, as read() gives it, or None. `auto` is the
-    newest good one in log_dir, and None where there is none yet; where all are damaged there is an
-    error, so that you decide.
+    The checkpoint that --resume asks for, as read() gives it, or None. `auto` is the newest good
+    one in log_dir, and None where there is none yet; where none is good there is an error, so that
+    you decide.
     """
-    resume = config.resume
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+    resume, log_dir = config.resume, config.log_dir
+    if identity.is_restart(log_dir) and list_all(log_dir):
         resume = "auto"  # torchrun has started us again after a crash
     if not resume:
         return None
-    paths = list_all(config.log_dir)[::-1] if resume == "auto" else [resume]
+    paths, run = [resume], ""
+    if resume == "auto":
+        paths, run = list_all(log_dir)[::-1], identity.read(log_dir)[0]
     for path in paths:
         try:
-            checkpoint = read(path)
+            checkpoint = read_state(path, run)
         except UserError as e:
             if path == paths[-1]:
                 raise
             print0(f"warning: {e}; trying the one before")
             continue
-        counts = [checkpoint["step"], checkpoint["position"]]
-        whole = all(type(n) is int and 0 <= n < 2**62 for n in counts)
-        if "optimizer" not in checkpoint or not whole:
-            raise UserError(f"{path} has no optimizer, step and position: start from its weights "
-                            "with "
-                            f"--init_from={path}")
         print0(f"resuming from {path}: {checkpoint['step']} steps are done")
         return checkpoint
     return None
+
+
+def read_state(path, run):
+    """read(), or a UserError unless a run can go on from it. run: its number, "" for any."""
+    checkpoint = read(path)
+    counts = [checkpoint["step"], checkpoint["position"]]
+    whole = all(type(n) is int and 0 <= n < 2**62 for n in counts)
+    if "optimizer" not in checkpoint or not whole:
+        raise UserError(f"{path} has no optimizer, step and position: start from its weights with "
+                        f"--init_from={path}")
+    if run and checkpoint.get("run", run) != run:
+        raise UserError(f"{path} is of another run than the settings.json beside it: go on with it "
+                        f"by --resume={path}")
+    return checkpoint
 
 
 def read(path):
@@ -180,6 +191,14 @@ def load_weights(model, weights, source):
                         f"{' '.join(str(e).split())[:300]}")
 
 
+def check_steps(checkpoint, max_steps):
+    """UserError if a run is to end before the step at which its checkpoint was written."""
+    path, step = checkpoint["path"], checkpoint["step"]
+    if step > max_steps:
+        raise UserError(f"{path} has done {step} steps, and --max_steps={max_steps}: give a larger "
+                        f"one; to evaluate its weights alone: --init_from={path} --max_steps=0")
+
+
 def restore(checkpoint, raw_model, optimizer, scaler):
     """Give the optimizer and the scaler the state that they had when the checkpoint was written."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -190,6 +209,8 @@ def restore(checkpoint, raw_model, optimizer, scaler):
     parameters = {name for name, _ in raw_model.named_parameters()}
     if missing := parameters - state["state"].keys():
         raise UserError(f"{broken}{len(missing)} parameters have no moments")
+    settings = [{key: value for key, value in group.items() if key != "params"}
+                for group in optimizer.param_groups]
     try:
         set_optimizer_state_dict(raw_model, optimizer, state,
                                  options=StateDictOptions(full_state_dict=True))
@@ -197,6 +218,10 @@ def restore(checkpoint, raw_model, optimizer, scaler):
             scaler.load_state_dict(checkpoint["scaler"])
     except Exception as e:  # torch's, of many kinds, for a file that somebody has made by hand
         raise UserError(f"{broken}{one_line(e)}")
+    # the moments come from the file; weight decay and betas are this run's, and flags can have
+    # changed them
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
 
 
 def remove_old(log_dir, keep_last):

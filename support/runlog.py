@@ -7,12 +7,14 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 from dataclasses import dataclass, field
 
 from filelock import FileLock
 
-from support.checkpoints import is_checkpoint
+from support import identity
+from support.checkpoints import checkpoint_step, is_checkpoint, list_all
 from support.console import UserError, print0
 from support.files import atomic_write, lock_directory, remove_half_written
 
@@ -85,9 +87,7 @@ def open_log(log_dir, settings, checkpoint):
     """
     check_log_dir(log_dir, settings["train_config"]["data_root"])
     path = os.path.join(log_dir, "log.txt")
-    goes_on = False
-    if checkpoint:
-        goes_on = os.path.realpath(os.path.dirname(checkpoint["path"])) == os.path.realpath(log_dir)
+    first_step = checkpoint["step"] if checkpoint else 0
     advice = "choose another place with --log_dir"
     # before anything is moved
     writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None
@@ -95,18 +95,19 @@ def open_log(log_dir, settings, checkpoint):
         os.makedirs(log_dir, exist_ok=True)
         lock = lock_directory(log_dir, advice)
         remove_half_written(log_dir, is_ours)
-        if not goes_on:
+        goes_on = identity.goes_on(checkpoint, log_dir) or identity.is_restart(log_dir)
+        if goes_on:
+            move_branch_aside(log_dir, first_step)
+            drop_lines(path, first_step)
+        else:
             move_aside(log_dir)
-        elif os.path.exists(path):
-            drop_lines(path, checkpoint["step"])
         with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
-            json.dump(settings, f, indent=2)
+            json.dump({**settings, "launch": identity.launch()}, f, indent=2)
         events = None
         if writer:  # what will come again counts no more
-            events = writer(log_dir, purge_step=checkpoint["step"] if goes_on else None)
+            events = writer(log_dir, purge_step=first_step if goes_on else None)
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
-    first_step = checkpoint["step"] if checkpoint else 0
     return RunLog(path, lock, events, first_step=first_step,
                   max_steps=settings["train_config"]["max_steps"])
 
@@ -136,15 +137,41 @@ def move_aside(log_dir):
     names = [name for name in os.listdir(log_dir)
              if is_ours(name) and os.path.isfile(os.path.join(log_dir, name))]
     if names:
-        aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
-        os.mkdir(aside)
+        aside = make_aside(log_dir)
         for name in names:
             os.replace(os.path.join(log_dir, name), os.path.join(aside, name))
         print0(f"{log_dir} held another run: its files are in {aside} now")
 
 
+def make_aside(log_dir):
+    """A new directory in log_dir for what is moved aside -> its path"""
+    aside = os.path.join(log_dir, f"old_{time.time_ns() // 1000}")
+    os.mkdir(aside)
+    return aside
+
+
+def move_branch_aside(log_dir, step):
+    """
+    A run that goes back to an earlier step: its newer checkpoints, and a copy of its log, into a
+    directory of their own. Otherwise --resume=auto would take up the branch that was left.
+    """
+    newer = [path for path in list_all(log_dir) if checkpoint_step(os.path.basename(path)) > step]
+    if not newer:
+        return
+    aside = make_aside(log_dir)
+    for name in ("log.txt", "settings.json"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(os.path.join(log_dir, name), aside)
+    for path in reversed(newer):  # if we are killed, the newest that is left is older
+        os.replace(path, os.path.join(aside, os.path.basename(path)))
+    print0(f"going back to step {step}: the {len(newer)} newer checkpoint(s) of {log_dir} and a "
+           f"copy of its log are in {aside} now")
+
+
 def drop_lines(path, step):
-    """Take the lines from a step on, which will come again, out of a log.txt."""
+    """Take the lines from a step on, which will come again, out of a log.txt, if there is one."""
+    if not os.path.exists(path):
+        return
     kept = []
     with open(path, encoding="utf-8", errors="surrogateescape") as f:
         for line in f:

@@ -26,8 +26,9 @@ def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
             assert "model_00010.pt is not a usable checkpoint" in said
             assert "model_00005.pt: 5 steps are done" in said
             path.write_bytes(path.read_bytes()[:-500])
+    before = sorted((tmp_path / "log").iterdir())
     refusal(train, "log", "--resume=auto")
-    assert not list((tmp_path / "log").glob("old_*"))
+    assert sorted((tmp_path / "log").iterdir()) == before
 
 
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
@@ -229,3 +230,23 @@ def test_a_checkpoint_that_names_no_stream_goes_on(tmp_path, train, capsys):
     torch.save(saved, path)
     assert list(train("log", "--resume=auto", "--max_steps=6")["train"]) == list(range(6))
     assert "does not say which data it was made on" in capsys.readouterr().out
+
+
+def test_the_flags_of_the_optimizer_win_over_the_file(train, tmp_path):
+    """AdamW's groups come back with its moments; weight decay and betas are those of the command line all the same."""
+    train("log", "--max_steps=2", "--save_every=2")
+    train("log", "--resume=auto", "--max_steps=4", "--save_every=2", "--weight_decay=20", "--beta1=0.5")
+    groups = load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {20.0, 0.0}
+    assert all(group["betas"] == (0.5, 0.95) for group in groups)
+
+
+@pytest.mark.parametrize("flags", [["--max_steps=5"], ["--max_steps=0"]])
+def test_a_run_does_not_end_before_its_checkpoint(flags, train, refused, tmp_path):
+    """Steps done cannot be undone: nothing is written, no line of the log is lost; the way to evaluate is named."""
+    train("log", "--save_every=10")
+    before = {path: path.read_bytes() for path in (tmp_path / "log").iterdir()}
+    line = refused("--resume=auto", *flags)
+    assert "model_00010.pt has done 10 steps" in line and "--init_from=" in line and "--max_steps=0" in line
+    assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
+    train("log", "--resume=auto")  # all steps done: an eval, and no error

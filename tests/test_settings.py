@@ -1,13 +1,16 @@
 """Facts about settings: every flag has its help, and what was given wins over what a checkpoint says."""
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
-from small_runs import ROOT, read_log, refusal
+from small_runs import ROOT, TINY, read_log, refusal
 
 import train_gpt2
+from support.console import UserError
 from support.settings import choose_batch
 from train_gpt2 import TrainConfig
 
@@ -82,3 +85,86 @@ def test_a_run_goes_on_where_its_checkpoint_is(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train_gpt2.run([f"--resume={tmp_path / 'moved' / 'model_00001.pt'}", "--max_steps=2", "--device=cpu"])
     assert list(read_log(tmp_path / "moved")["train"]) == [0, 1] and not (tmp_path / "log").exists()
+
+
+# --- every flag that may be given with --resume ---------------------------------------------------
+
+class Seen(Exception):
+    """Raised by what stands in for a function that cannot run here: it has been called with the new value."""
+
+
+def seen(*args):
+    raise Seen(args)
+
+
+def differs(log, plain, **_):
+    """Other weights after the two steps: what they sent to the log is not what it was."""
+    return log["train"][5] != plain["train"][5] or log["norm"][5] != plain["norm"][5]
+
+
+# flag: what shows that it is in force. The flags that move a place or refuse to are tested by name below
+EFFECTS = {
+    "--max_lr=0.03": differs, "--min_lr=0.009": differs, "--warmup_steps=5": differs, "--weight_decay=20": differs,
+    "--beta1=0.1": differs, "--beta2=0.1": differs, "--grad_clip=1e-6": differs, "--seed=7": differs,
+    "--total_batch_size=512": differs, "--T=16": differs, "--dropout=0.4": differs,
+    "--dtype=bfloat16": lambda out, **_: "cpu, bfloat16 (as asked for)" in out,
+    "--B=2": lambda out, **_: "256 tokens a step = B 2 * T 32" in out,
+    "--max_steps=7": lambda log, **_: max(log["train"]) == 6,
+    "--eval_every=5": lambda log, **_: list(log["val"]) == [5, 6],
+    "--val_tokens=320": lambda log, plain, **_: log["val"][6] != plain["val"][6],
+    "--save_every=1": lambda files, **_: "model_00005.pt" in files,
+    "--keep_last=1": lambda files, **_: sum(name.endswith(".pt") for name in files) == 1,
+    "--tensorboard": lambda files, **_: any(name.startswith("events.") for name in files),
+    "--compile": lambda out, **_: "going on without torch.compile: no compiler" in out,
+    "--hellaswag": lambda out, **_: "HellaSwag" in out,
+    "--init_from=gpt2": lambda out, **_: "resuming from" in out,  # for a first start: a checkpoint wins over it
+    "--estimate": lambda out, **_: "GPU(s)" in out,
+    "--device=mps": lambda error, **_: "is not available here" in error,
+    "--preset=debug": lambda error, **_: "of another model" in error,
+    "--tokenizer=gpt2": lambda error, **_: "vocabulary" in error,
+    "--data_root=other.txt": lambda error, **_: "the data have changed" in error,
+    "--shard=all": lambda error, **_: "'all'" in error,
+    "--offload": lambda error, **_: "give --shard too" in error,
+    "--activation_checkpointing": lambda error, **_: error == "recomputed",
+    "--dist_timeout_s=77": lambda error, **_: error.endswith("77)"),
+    "--log_dir=elsewhere": lambda files, **_: files == [],
+    "--resume=log/model_00004.pt": lambda out, **_: "4 steps are done" in out,
+}
+
+
+def test_every_flag_is_in_the_list():
+    names = {f.name for f in fields(TrainConfig)} | {"dropout"}
+    assert {flag.removeprefix("--").split("=")[0] for flag in EFFECTS} == names
+
+
+@pytest.mark.parametrize("flag", EFFECTS)
+def test_a_flag_that_is_given_with_resume_is_in_force(flag, tmp_path, text, monkeypatch, capsys):
+    """Or it is refused. None is announced and then forgotten: the optimizer's groups once came back from the file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.txt").write_text("x" * 100 + text.read_text()[100:])
+    first = [*TINY, "--data_root=text.txt", "--log_dir=log", "--dropout=0.1", "--max_steps=4", "--save_every=4"]
+    again = ["--resume=auto", "--max_steps=6", "--device=cpu", "--log_dir=log"]
+    train_gpt2.run(first)
+    shutil.copytree("log", "plain")
+    train_gpt2.run([*again, "--log_dir=plain"])
+    monkeypatch.setattr(train_gpt2, "try_compiled", lambda *args: "no compiler")
+    monkeypatch.setattr(train_gpt2, "shard_model", seen)
+    monkeypatch.setattr(train_gpt2, "meet", seen if "dist" in flag else lambda *args: None)
+    if "dist" in flag:
+        for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, MASTER_ADDR="x", MASTER_PORT=1).items():
+            monkeypatch.setenv(name, str(value))
+    if "activation" in flag:
+        monkeypatch.setattr(train_gpt2, "recompute", lambda *args, **kwargs: seen("recomputed"))
+    capsys.readouterr()
+    error = ""
+    try:
+        train_gpt2.run([*again, flag])
+    except Seen as e:
+        [args] = e.args
+        error = "recomputed" if args == ("recomputed",) else str(args)
+    except UserError as e:
+        error = str(e)
+    log = read_log(tmp_path / "log")
+    files = sorted(os.listdir("log")) if max(log["train"]) > 3 else []
+    assert EFFECTS[flag](log=log, plain=read_log(tmp_path / "plain"), out=capsys.readouterr().out, error=error,
+                         files=files)

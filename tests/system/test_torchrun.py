@@ -145,6 +145,21 @@ def test_torchrun_restarts_a_run_that_has_lost_a_process(tmp_path):
     assert read_log(tmp_path / "whole")["train"] == read_log(tmp_path / "parts")["train"]
 
 
+def test_processes_that_would_go_on_from_different_steps(train, tmp_path, text):
+    """Two machines, each with a log_dir of its own: one finds a checkpoint, the other none. They would drift apart."""
+    train("a", "--max_steps=2", "--save_every=2")
+    port, runs = free_port(), []
+    for rank, name in enumerate("ab"):
+        variables = dict(RANK=rank, LOCAL_RANK=0, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        runs.append(subprocess.Popen(
+            [sys.executable, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}", "--resume=auto",
+             f"--log_dir={tmp_path / name}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in variables.items()}}))
+    for rank, run in enumerate(runs):
+        out = run.communicate(timeout=60)[0]
+        assert run.returncode == 2 and f"process {rank} would go on from step {2 - 2 * rank}" in out, out
+
+
 @pytest.mark.slow
 def test_a_silent_process_is_waited_for_no_longer_than_the_time_limit(torchrun, monkeypatch, tmp_path):
     """A process that hangs does not keep the others for ever: --dist_timeout_s, then one line and the end of all."""
