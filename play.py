@@ -42,10 +42,11 @@ import hellaswag
 import train_gpt2
 from support.arithmetic import CARDS, flops_per_token, largest
 from support.checkpoints import load_weights
-from support.console import UserError, is_first_on_node, one_line, print0, run_program
+from support.console import (UserError, is_first_on_node, one_line, print0, printable,
+                             run_program)
 from support.files import atomic_write
 from support.health import read_reference
-from support.runlog import read_log
+from support.runlog import find_setting, read_log
 from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
 
@@ -321,7 +322,7 @@ TOKENS_A_STEP = 2**19  # in the original recipe
 class Run(NamedTuple):
     """What a picture shows of a run."""
     path: str  # as it was given
-    name: str  # of its directory
+    name: str  # of its directory; in a legend
     log: dict  # {stream: {step: value}}
     tokenizer: str  # its name
     tokens_a_step: int
@@ -332,10 +333,27 @@ def read_run(path):
     log, settings = read_log(path)
     folder = os.path.abspath(path.removesuffix("log.txt"))
     # a run of the original program has no settings: then it followed its recipe
-    tokenizer = settings.get("tokenizer", {}).get("name", "gpt2")
-    train_config = settings.get("train_config", {})
-    tokens_a_step = train_config.get("total_batch_size", TOKENS_A_STEP)
+    tokenizer = find_setting(settings, "tokenizer", "name", "gpt2")
+    tokens_a_step = find_setting(settings, "train_config", "total_batch_size", TOKENS_A_STEP)
+    if not 0 < tokens_a_step < 2**48:
+        tokens_a_step = TOKENS_A_STEP
     return Run(path, os.path.basename(folder), log, tokenizer, tokens_a_step)
+
+
+def read_runs(paths):
+    """
+    Log directories -> list of Run, whose names, which stand in the legend, tell them
+    apart: where two directories have one name, each is called as it was given.
+    """
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
+    named = []
+    for run in runs:
+        name = printable(run.name if names.count(run.name) == 1 else run.path)
+        if name.startswith("_"):
+            name = f" {name}"  # matplotlib leaves out of a legend what begins with _
+        named.append(run._replace(name=name))
+    return named
 
 
 def check_comparable(runs):
@@ -440,7 +458,7 @@ def plot(args):
     """Losses of runs, and HellaSwag where it was measured, as a picture."""
     if os.path.splitext(args.out)[1] not in (".png", ".svg", ".pdf"):
         raise UserError(f"--out={args.out}: the name must end in .png, .svg or .pdf")
-    runs = [read_run(path) for path in args.logs]
+    runs = read_runs(args.logs)
     if args.reference:
         check_comparable(runs)
     with_hellaswag = args.reference or any("hella" in run.log for run in runs)
@@ -465,7 +483,8 @@ def plot(args):
     for ax in axes:
         ax.set_xlabel("million tokens" if args.tokens else "step")
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        for text in ax.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # a $ in a name is a dollar, not the beginning of a formula
     save_picture(fig, args.out)
 
 

@@ -92,6 +92,14 @@ def one_line(error, length=150):
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:length]
 
 
+def printable(value):
+    """
+    A name or a value from a file as text for a terminal: of what would move the cursor or change
+    the colours, and of what is no character, U+FFFD is left.
+    """
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+
+
 def say(error):
     """Print a UserError, once for all who have met it."""
     speaks = {"all": is_first_process(), "node": is_first_on_node(), "me": True}[error.who]
@@ -103,7 +111,8 @@ def say(error):
         time.sleep(10)
     # the others: stopped by Ctrl-C, another process is gone, ...
     prefix = "error: " if error.exit_code == 2 else ""
-    print(prefix + " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+    line = printable(" ".join(str(error).splitlines()))
+    print(prefix + line, file=sys.stderr, flush=True)
 
 
 def run_program(run, argv=None):

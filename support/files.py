@@ -3,6 +3,7 @@ Files that are whole or not there. Come here when a file was half written, when 
 used, or when two programs wrote to one directory.
 """
 import contextlib
+import json
 import os
 import zipfile
 
@@ -56,6 +57,20 @@ def atomic_write(path, mode="wb", **kwargs):
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise
+
+
+def parse_json(text):
+    """JSON -> what it says. ValueError for anything else, a million brackets among it."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path):
+    """A .json file -> what it says. Raises OSError, or ValueError for what is no JSON in UTF-8."""
+    with open(path, encoding="utf-8") as f:
+        return parse_json(f.read())
 
 
 def check_zip(path):

@@ -5,6 +5,7 @@ TensorBoard. Come here when a line is missing or stands twice, or to read a log 
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from filelock import FileLock
 from support import identity
 from support.checkpoints import checkpoint_step, is_checkpoint, list_all
 from support.console import UserError, print0
-from support.files import atomic_write, lock_directory, remove_half_written
+from support.files import atomic_write, lock_directory, read_json, remove_half_written
 
 
 PROGRAM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -196,18 +197,33 @@ def read_log(path):
     file = os.path.join(path, "log.txt") if is_folder else path
     if not os.path.isfile(file):
         raise UserError(f"there is no log {file}: give the directory of a run, its --log_dir")
-    log, settings = {}, {}
+    log = {}
     with open(file, encoding="utf-8", errors="replace") as f:
         for line in f:
-            # notes and half lines (a run that was killed) do not match; of a step that stands twice
-            # the later counts
-            if m := re.fullmatch(r"(\d+) (\w+) ([-+.\deE]+)\n", line):
-                with contextlib.suppress(ValueError):
-                    log.setdefault(m[2], {})[int(m[1])] = float(m[3])
+            parts = line.split(" ")
+            if len(parts) != 3 or not parts[0].isdecimal() or not line.endswith("\n"):
+                continue  # a note, or half a line of a run that was killed
+            try:
+                step, value = int(parts[0]), float(parts[2])
+            except ValueError:
+                continue
+            if step < 2**48 and math.isfinite(value):
+                # of a step that stands twice the later line counts
+                log.setdefault(parts[1], {})[step] = value
     if not log.keys() & {"train", "val", "hella"}:
         raise UserError(f"{file} has no lines `step stream value` of the streams train, val or "
                         "hella")
+    settings = {}
     with contextlib.suppress(OSError, ValueError):
-        with open(os.path.join(folder, "settings.json"), encoding="utf-8") as f:
-            settings = json.load(f)
-    return log, settings
+        settings = read_json(os.path.join(folder, "settings.json"))
+    return log, settings if isinstance(settings, dict) else {}
+
+
+def find_setting(settings, section, name, default):
+    """
+    What settings.json (dict), which anybody may have edited, says under section and name; the
+    default where that is missing or of another type.
+    """
+    values = settings.get(section)
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if type(value) is type(default) else default

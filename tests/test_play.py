@@ -184,6 +184,43 @@ def test_plot(flags, tmp_path, capsys):
     assert size(tmp_path / "p.png") == (850, 400) and "wrote" in capsys.readouterr().out
 
 
+@pytest.fixture
+def plot_log(tmp_path):
+    """plot_log("a", "settings") makes a log directory of that name -> its path."""
+    def make(name, settings=""):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("0 train 4.5\n1 train 4.4\n1 val 4.4\n1 hella 0.26\n")
+        if settings:
+            (folder / "settings.json").write_text(settings)
+        return str(folder)
+    return make
+
+
+@pytest.mark.parametrize("name, shown", [("a$b_{$c", "a$b_{$c"), ("_a", " _a"),
+                                         ("a\udce9\x1b[31m", "a\ufffd\ufffd[31m")])
+def test_any_name_can_stand_in_a_legend(name, shown, plot_log, tmp_path):
+    """A formula that does not end, an underscore (matplotlib would leave the run out), what is no character."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    play.main(["plot", plot_log(name), f"--out={tmp_path / 'p.png'}"])
+    [legend, _] = [ax.get_legend() for ax in pyplot.gcf().axes]
+    assert [text.get_text() for text in legend.get_texts()] [:2] == [f"{shown}, train", f"{shown}, validation"]
+
+
+def test_two_runs_of_one_name_are_told_apart(plot_log):
+    """a/log and b/log: two lines called "log" would say nothing."""
+    paths = [plot_log("a/log"), plot_log("b/log"), plot_log("c/other")]
+    assert [run.name for run in play.read_runs(paths)] == [paths[0], paths[1], "other"]
+
+
+@pytest.mark.parametrize("batch", ["[1]", "0", "-5", "\"x\"", "1" + "0" * 400, "true"])
+def test_a_picture_of_odd_settings(batch, plot_log, tmp_path):
+    """Tokens a step that are none: those of the original recipe."""
+    path = plot_log("a", f'{{"tokenizer": [1], "train_config": {{"total_batch_size": {batch}}}}}')
+    [run] = play.read_runs([path])
+    assert (run.tokenizer, run.tokens_a_step) == ("gpt2", 2**19)
+
+
 def test_info(checkpoint, capsys):
     """Parameters by part, steps, losses, settings; 8.55e8 FLOPs a token for the 124M model at 1,024 tokens."""
     with torch.device("meta"):

@@ -156,3 +156,23 @@ def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, m
     line = refused(f"--data_root={tmp_path / 'shards'}", "--tokenizer=gpt2", "--n_embd=8", f"--log_dir={place}")
     assert f"is the folder of {'a' if folder == 'home' else 'the'} {folder}" in line
     assert len(list((tmp_path / "shards").iterdir())) == 2
+
+
+@pytest.mark.parametrize("line", ["5 train 1e999", "5 train inf", f"{'9' * 500} train 3", f"{'9' * 5000} train 3",
+                                  "² train 3", "5 train", "5  train 3", "-5 train 3", "5 train 3 4", "5 train three"])
+def test_a_line_that_is_no_step_stream_value(line, tmp_path):
+    """It is somebody's note: numbers without end would end the picture of a run."""
+    (tmp_path / "log.txt").write_text(f"0 train 4.5\n{line}\n1 train 4.4\n", encoding="utf-8")
+    assert runlog.read_log(str(tmp_path))[0] == {"train": {0: 4.5, 1: 4.4}}
+
+
+@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "{\"train_config\": [1]}", "{\"train_config\": {\"B\": [1]}}"],
+                         ids=["list", "deep", "section", "value"])
+def test_settings_that_somebody_has_edited(text, tmp_path):
+    """What they do not say, or say in another type, is the default."""
+    (tmp_path / "log.txt").write_text("0 train 4.5\n")
+    (tmp_path / "settings.json").write_text(text)
+    log, settings = runlog.read_log(str(tmp_path))
+    assert log and isinstance(settings, dict)
+    assert runlog.find_setting(settings, "train_config", "B", 64) == 64
+    assert runlog.find_setting({"train_config": {"B": 8}}, "train_config", "B", 64) == 8
