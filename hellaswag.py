@@ -37,8 +37,8 @@ import torch
 from torch.nn import functional as F
 
 from support.console import UserError, is_first_on_node, print0, progress, run_program
-from support.files import atomic_write
-from support.tokenizer import gpt2_tokenizer
+from support.files import atomic_write, parse_json
+from support.tokenizer import check_start, gpt2_tokenizer
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
@@ -93,16 +93,17 @@ def is_example(example):
 
 def read_examples(path):
     """Yield the items of a .jsonl file. Any other line is a UserError."""
-    with open(path, encoding="utf-8") as f:
+    with open(path, "rb") as f:
+        check_start(f.peek(1000)[:1000], path)  # a .gz or UTF-16 is named
         for number, line in enumerate(f, 1):
             try:
-                example = json.loads(line)
+                example = parse_json(line.decode())
                 ok = is_example(example)
             except (ValueError, TypeError, KeyError):
                 ok = False
             if not ok:
-                raise UserError(f"{path}, line {number}: not a HellaSwag item: one has ctx, four "
-                                "endings and a label from 0 to 3")
+                raise UserError(f"{path}, line {number}: not a HellaSwag item: one is JSON in "
+                                "UTF-8, with ctx, four endings and a label from 0 to 3")
             yield example
 
 

@@ -42,8 +42,7 @@ import hellaswag
 import train_gpt2
 from support.arithmetic import CARDS, flops_per_token, largest
 from support.checkpoints import load_weights
-from support.console import (UserError, is_first_on_node, one_line, print0, printable,
-                             run_program)
+from support.console import UserError, is_first_on_node, print0, printable, run_program
 from support.files import atomic_write
 from support.health import read_reference
 from support.runlog import find_setting, read_log
@@ -55,9 +54,6 @@ from support.tokenizer import load_tokenizer, save_tokenizer
 
 OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
-# what may be raised when we build a model from a file: it can hold anything
-MALFORMED = (TypeError, KeyError, ValueError, AttributeError, AssertionError, RuntimeError)
-
 
 def load(name, device="cpu"):
     """
@@ -68,13 +64,11 @@ def load(name, device="cpu"):
     if not exists and name not in OPENAI:
         raise UserError(f"there is no model {name}: give a checkpoint like "
                         "log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
+    # load_model has checked what the file says of the model, load_tokenizer does its part
     saved = train_gpt2.load_model(name)
-    try:
-        model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
-        load_weights(model, saved["model"], name)
-        tokenizer = load_tokenizer(saved["tokenizer"])
-    except MALFORMED as e:
-        raise UserError(f"{name} is no model that we know: {one_line(e)}")
+    model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
+    load_weights(model, saved["model"], name)
+    tokenizer = load_tokenizer(saved["tokenizer"])
     if tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer "
                         f"{tokenizer.n_vocab}: they do not belong together")
@@ -548,7 +542,7 @@ def parameters_by_part(model):
 def print_sizes(name, model, tokenizer):
     """What a model is made of, and what a token costs."""
     config = model.config
-    print(f"{name}: {config.n_layer} blocks, {config.n_head} heads, {config.n_embd} "
+    print(f"{printable(name)}: {config.n_layer} blocks, {config.n_head} heads, {config.n_embd} "
           f"channels, context of {config.block_size} tokens")
     print(f"tokenizer: {tokenizer.spec['name']}, {tokenizer.n_vocab:,} tokens in "
           f"{config.vocab_size:,} rows")
@@ -561,19 +555,27 @@ def print_sizes(name, model, tokenizer):
           "pass")
 
 
+def number_text(value, form):
+    """A number in a format such as ".4f"; anything else, which a file may hold, as it is."""
+    if type(value) in (int, float):
+        return format(value, form)
+    return printable(value)
+
+
 def print_history(saved):
     """What a checkpoint (dict) says of its run. Models from elsewhere say nothing."""
     if saved.get("val_loss") is not None:
-        print(f"validation loss {saved['val_loss']:.4f} nats per token")
+        print(f"validation loss {number_text(saved['val_loss'], '.4f')} nats per token")
     if saved.get("step"):
         seen = ""
         if "position" in saved:
-            seen = f", {saved['position']:,} tokens seen"
-        print(f"{saved['step']:,} steps{seen}")
+            seen = f", {number_text(saved['position'], ',')} tokens seen"
+        print(f"{number_text(saved['step'], ',')} steps{seen}")
     for key in ("train_config", "versions"):
-        if saved.get(key):
-            pairs = [f"{name}={value}" for name, value in saved[key].items()]
-            print(f"{key}: {' '.join(pairs)}")
+        values = saved.get(key)
+        if values and isinstance(values, dict):
+            pairs = [f"{name}={value}" for name, value in values.items()]
+            print(printable(f"{key}: {' '.join(pairs)}"))
 
 
 def info(args):

@@ -341,7 +341,7 @@ class GPT(nn.Module):
         shape, theirs = hugging_face.read(name)
         weights = {}
         for key, w in theirs.items():
-            if key.endswith((".attn.bias", ".attn.masked_bias")):
+            if key.endswith(hugging_face.MASKS):
                 continue  # the causal mask, a constant
             if not key.startswith(("transformer.", "lm_head.")):
                 key = "transformer." + key  # some files leave it out

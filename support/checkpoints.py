@@ -3,6 +3,7 @@ Checkpoints: find, verify, restore, rotate. Come here when a checkpoint is refus
 one was taken than you expect. What must be in one is said in train_gpt2.py, where it is written.
 """
 import hashlib
+import math
 import os
 import re
 from types import SimpleNamespace
@@ -128,6 +129,8 @@ def check_model(config, weights, source):
         raise UserError(f"{broken}its n_embd {config['n_embd']} is not divisible by its n_head "
                         f"{config['n_head']}")
     for name, w in weights.items():
+        if not isinstance(name, str):
+            raise UserError(f"{broken}a weight is called {str(name)[:50]}, which is no name")
         plain = type(w) is torch.Tensor and w.layout == torch.strided and w.device.type == "cpu"
         if not plain or not w.is_contiguous():
             raise UserError(f"{broken}{name} is no plain tensor")
@@ -199,6 +202,25 @@ def check_steps(checkpoint, max_steps):
                         f"one; to evaluate its weights alone: --init_from={path} --max_steps=0")
 
 
+def check_moments(raw_model, state, broken):
+    """
+    UserError, which begins with `broken`, unless AdamW's state (dict) has two moments of each
+    parameter's shape, the second of which, a mean of squares, is nowhere negative.
+    """
+    for name, p in raw_model.named_parameters():
+        moments = state["state"][name]
+        for key in ("exp_avg", "exp_avg_sq"):
+            moment = moments.get(key) if isinstance(moments, dict) else None
+            if not isinstance(moment, torch.Tensor) or moment.shape != p.shape:
+                raise UserError(f"{broken}{key} of {name} is no tensor of shape {tuple(p.shape)}")
+            least = -math.inf if key == "exp_avg" else 0
+            if not (torch.isfinite(moment).all() and (moment >= least).all()):
+                raise UserError(f"{broken}{key} of {name} has numbers that cannot be")
+    groups = state.get("param_groups")
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise UserError(f"{broken}its param_groups are not a list of dicts")
+
+
 def restore(checkpoint, raw_model, optimizer, scaler):
     """Give the optimizer and the scaler the state that they had when the checkpoint was written."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -211,6 +233,7 @@ def restore(checkpoint, raw_model, optimizer, scaler):
         raise UserError(f"{broken}{len(missing)} parameters have no moments")
     settings = [{key: value for key, value in group.items() if key != "params"}
                 for group in optimizer.param_groups]
+    check_moments(raw_model, state, broken)
     try:
         set_optimizer_state_dict(raw_model, optimizer, state,
                                  options=StateDictOptions(full_state_dict=True))

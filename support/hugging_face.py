@@ -16,6 +16,7 @@ SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_eps
         "n_inner": None, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         "tie_word_embeddings": True}
 THEIR_NAMES = {"block_size": "n_positions"}  # the others are called as ours
+MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, a constant, in some files
 FILES = ("config.json", "model.safetensors")
 
 
@@ -62,6 +63,9 @@ def read(name):
     for key, ours in SAME.items():
         if config.get(key, ours) != ours:
             raise UserError(f"{broken}{key} is {config[key]!r} there and {ours!r} here")
+    for key, w in weights.items():
+        if w.dim() > 2 and not key.endswith(MASKS):
+            raise UserError(f"{broken}{key} has {w.dim()} dimensions, which no weight of GPT-2 has")
     shape = {ours: config.get(THEIR_NAMES.get(ours, ours)) for ours in SHAPE}
     check_model(shape, weights, name)
     return shape, weights

@@ -11,7 +11,7 @@ import math
 import sys
 from dataclasses import field, fields, replace
 
-from support.console import UserError, print0
+from support.console import UserError, print0, printable
 
 # what the weights of a checkpoint fix
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
@@ -87,22 +87,27 @@ def merge_settings(checkpoint, gpt_config, config, given_flags, presets):
             name, new = f.name, getattr(settings, f.name)
             old = old_values.get(name, new)
             if name not in given_flags:
+                check_value(f, old, f"{checkpoint['path']}: {name}")
                 kept[name] = old
-            elif new != old and name in SHAPE:
+            elif name in SHAPE and new != old:
                 raise UserError(f"the weights to start from are of another model: {name} is "
                                 f"{old}, not {new}")
-            elif new != old:
-                print0(f"changed since the checkpoint: {name} {old} -> {new}")
+            elif str(new) != str(old):  # as texts, since a file may hold anything under this name
+                print0(f"changed since the checkpoint: {name} {printable(old)} -> {new}")
         merged.append(replace(settings, **kept))
     return *merged, given_flags
 
 
-def check_value(f, value):
-    """UserError unless a value is of the type and within the limits of a field made by knob."""
+def check_value(f, value, name=""):
+    """
+    UserError unless a value is of the type and within the limits of a field made by knob. name:
+    what the line calls it, by default the flag.
+    """
+    name = name or f"--{f.name}"
     number = f.type in (int, float)
     kinds = (int, float) if f.type is float else f.type
     if not isinstance(value, kinds) or number and isinstance(value, bool):
-        raise UserError(f"--{f.name}={str(value)[:50]}: must be of type "
+        raise UserError(f"{name}={str(value)[:50]}: must be of type "
                         f"{getattr(f.type, '__name__', f.type)}")
     least, most, below = f.metadata["least"], f.metadata["most"], f.metadata["below"]
     if most is None:
@@ -111,10 +116,10 @@ def check_value(f, value):
     # nan is refused too: it compares with nothing
     if number and not (least <= value <= most and value < below):
         limit = f"at most {most}" if below == math.inf else f"below {below:g}"
-        raise UserError(f"--{f.name}={value}: must be at least {least} and {limit}")
+        raise UserError(f"{name}={value}: must be at least {least} and {limit}")
     choices = f.metadata["choices"]
     if choices is not None and value not in choices:
-        raise UserError(f"--{f.name}={str(value)[:50]}: must be one of {', '.join(choices)}")
+        raise UserError(f"{name}={str(value)[:50]}: must be one of {', '.join(choices)}")
 
 
 def check_limits(*configs):

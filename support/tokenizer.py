@@ -21,7 +21,7 @@ import shlex
 import numpy as np
 
 from support.console import UserError, one_line, print0
-from support.files import atomic_write
+from support.files import atomic_write, read_json
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 
@@ -199,12 +199,15 @@ def make_tokenizer(name, texts=()):
 
 
 def load_tokenizer(spec):
-    """The inverse of tokenizer.spec."""
-    if spec["name"] == "gpt2":
+    """The inverse of tokenizer.spec. UserError for a spec, from a file, that is none."""
+    name = spec.get("name") if isinstance(spec, dict) else None
+    if name == "gpt2":
         return gpt2_tokenizer()
-    if spec["name"] == "char":
+    if name == "char" and isinstance(spec.get("chars"), str):
         return CharTokenizer(spec["chars"])
-    return BPETokenizer(spec["json"])
+    if name == "bpe" and isinstance(spec.get("json"), str):
+        return BPETokenizer(spec["json"])
+    raise UserError(f"{str(spec)[:50]} describes no tokenizer: neither gpt2, char nor bpe")
 
 
 # --- text files -----------------------------------------------------------------------------------
@@ -317,13 +320,12 @@ def saved_spec(folder):
     if not os.path.isfile(path):
         return {"name": "gpt2"}
     try:
-        with open(path, encoding="utf-8") as f:
-            spec = json.load(f)
-        if load_tokenizer(spec).spec["name"] == spec["name"]:
-            return spec
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} describes no tokenizer: was it written by python play.py export?")
+        spec = read_json(path)
+        load_tokenizer(spec)
+    except (OSError, ValueError, UserError) as e:
+        raise UserError(f"{path} describes no tokenizer ({one_line(e)}): was it written by "
+                        "python play.py export?")
+    return spec
 
 
 def last_merge(token, ranks):

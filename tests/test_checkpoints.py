@@ -60,7 +60,7 @@ def test_a_checkpoint_that_cannot_be_resumed(damage, flags, said, tmp_path, trai
     (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
     (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
     (dict(model={}), "Missing key(s)"),
-    (dict(tokenizer={"name": "char", "chars": 3}), "no model that we know"),
+    (dict(tokenizer={"name": "char", "chars": 3}), "describes no tokenizer"),
     (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
 ], ids=str)
 def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_refuses):
@@ -120,6 +120,13 @@ def changed(data, path, **values):
     return path
 
 
+def with_moment(c, **values):
+    """The position embedding's, (32, 8)"""
+    name = "transformer.wpe.weight"
+    state = c["optimizer"]["state"]
+    return dict(optimizer={**c["optimizer"], "state": {**state, name: {**state[name], **values}}})
+
+
 @pytest.mark.parametrize("change", [
     lambda c: dict(config={**c["config"], "n_layer": 10**9}),
     lambda c: dict(config={**c["config"], "n_embd": 2**40}),
@@ -146,6 +153,20 @@ def changed(data, path, **values):
     lambda c: dict(optimizer={"state": {}, "param_groups": []}),
     lambda c: dict(optimizer=3),
     lambda c: dict(scaler="x"),
+    lambda c: dict(train_config={**c["train_config"], "weight_decay": [1]}),
+    lambda c: dict(train_config={**c["train_config"], "beta1": None}),
+    lambda c: dict(train_config={**c["train_config"], "beta2": 1.5}),
+    lambda c: dict(train_config={**c["train_config"], "tensorboard": {}}),
+    lambda c: with_moment(c, exp_avg=torch.zeros(3)),
+    lambda c: with_moment(c, exp_avg_sq=torch.zeros(1)),
+    lambda c: with_moment(c, exp_avg_sq=torch.full((32, 8), -1.0)),
+    lambda c: with_moment(c, exp_avg=torch.full((32, 8), torch.inf)),
+    lambda c: with_moment(c, exp_avg="a text"),
+    lambda c: with_moment(c, step="a text"),
+    lambda c: dict(optimizer={**c["optimizer"], "state": dict.fromkeys(c["optimizer"]["state"], 7)}),
+    lambda c: dict(optimizer={**c["optimizer"], "param_groups": {}}),
+    lambda c: dict(optimizer={**c["optimizer"], "param_groups": [1]}),
+    lambda c: dict(model={**c["model"], 7: torch.zeros(1)}),
 ], ids=lambda v: "")
 def test_a_checkpoint_made_to_attack(change, checkpoint_bytes, tmp_path, refused):
     """Sizes that ask for terabytes, views that pretend to be large, numbers that are none: one line, no harm."""

@@ -6,7 +6,7 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from support.console import UserError, print0, say
+from support.console import UserError, print0, printable, say
 
 
 def run(code, shell="", **env):
@@ -93,3 +93,10 @@ def test_a_process_of_torchrun_leaves_at_once(rank, expected):
     """What it has printed comes out, its exit code is 0, and nothing runs after that, where threads may abort."""
     code = "import atexit; atexit.register(print, ', and later', end=''); print('all', end=''); leave(0)"
     assert run(code, **rank)[:2] == (0, expected)
+
+
+def test_nothing_from_a_file_commands_the_terminal(capsys):
+    """Escape sequences, backspaces, halves of characters (a name in Latin-1): U+FFFD. Letters of any script stay."""
+    assert printable("é 中 😀 a\x1b[2J\x08\x07\udce9\u202e") == "é 中 😀 a\ufffd[2J\ufffd\ufffd\ufffd\ufffd"
+    say(UserError("no \x1b]0;title\x07 here", who="me"))
+    assert capsys.readouterr().err == "error: no \ufffd]0;title\ufffd here\n"

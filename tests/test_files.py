@@ -70,3 +70,13 @@ def test_only_regular_files_are_opened(tmp_path, play_refuses):
     assert "there is no model" in play_refuses("info", tmp_path / "pipe.pt")
     assert "has no config.json" in play_refuses("info", tmp_path / "hf")
     assert "there is no log" in play_refuses("plot", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "9" * 5000], ids=lambda text: text[:5])
+def test_what_is_no_json_is_a_value_error(text, tmp_path):
+    """Python's own reader runs out of stack over a million brackets, which is another error."""
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError):
+        files.read_json(str(tmp_path / "a.json"))
+    (tmp_path / "a.json").write_text('{"a": [1]}')
+    assert files.read_json(str(tmp_path / "a.json")) == {"a": [1]}

@@ -1,4 +1,5 @@
 """Facts about HellaSwag, on items made up here."""
+import gzip
 import hashlib
 import io
 import json
@@ -272,3 +273,16 @@ def test_the_eval_never_holds_more_than_a_gigabyte(ctx, device, dtype):
         process = a_process(autocast, num_processes=batches)  # the first of so many: it does the first batch
         sums, _ = hellaswag.score(model, items, process, batch_tokens)
     assert not sums[0].isnan().any() and 0.05e9 < live.peak < 1e9, live.peak
+
+
+@pytest.mark.parametrize("data, said", [
+    ('{"ctx": "café"}'.encode("latin-1"), "line 1: not a HellaSwag item: one is JSON in UTF-8"),
+    (gzip.compress(b"{}"), "seems to be a gzip file: gunzip it first"),
+    ('{"ctx": "a"}'.encode("utf-16"), "is in UTF-16"),
+    (b"[" * 100_000, "line 1: not a HellaSwag item"),
+    (b'{"ctx": "a", "label": 0, "endings": "abcd"}', "line 1: not a HellaSwag item"),
+    (b'{"ctx": "a", "label": 0, "endings": {"a": "1", "b": "2", "c": "3", "d": "4"}}', "line 1: not a HellaSwag item"),
+], ids=["Latin-1", "gzip", "UTF-16", "deep", "a string", "a dict"])
+def test_a_file_of_something_else(data, said, tmp_path):
+    (tmp_path / "items.jsonl").write_bytes(data)
+    assert said in refusal(list, hellaswag.read_examples(str(tmp_path / "items.jsonl")))

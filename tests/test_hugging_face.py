@@ -34,7 +34,9 @@ def edit_safetensors(path, change):
     (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "Unexpected key(s) in state_dict"),
     (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "size mismatch for transformer.ln_f.bias"),
     (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "transformer.ln_f.bias has numbers that are nan"),
-], ids=["missing", "no embedding", "extra", "wrong shape", "NaN"])
+    (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(1, 1, 32, 32)}), "has 4 dimensions"),
+    (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(())}), "size mismatch"),
+], ids=["missing", "no embedding", "extra", "wrong shape", "NaN", "4-D", "0-D"])
 def test_weights_that_do_not_fit_are_named(change, said, tmp_path, play_refuses):
     random_model().save_pretrained(tmp_path / "hf", 97)
     edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
@@ -61,7 +63,8 @@ def replace(path, old, new):
     (lambda d: (d / "config.json").write_text('{"model_type": "llama"}'), "model_type"),
     (lambda d: replace(d / "config.json", '"n_layer": 1', '"n_layer": 2'), "h.1."),
     (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "cannot load"),
-], ids=["no weights", "another model", "another depth", "not safetensors"])
+    (lambda d: (d / "config.json").write_text("[" * 100_000), "cannot load"),
+], ids=["no weights", "another model", "another depth", "not safetensors", "deep"])
 def test_a_directory_that_is_no_gpt2_is_refused(damage, said, tmp_path, capsys):
     """One line that names it, no traceback. pytorch_model.bin, a pickle that could run anything, is never opened."""
     hugging_face_model(tmp_path, n_layer=1, n_head=2, n_embd=32, vocab_size=97, n_positions=16)

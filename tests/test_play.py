@@ -231,3 +231,22 @@ def test_info(checkpoint, capsys):
     play.main(["info", checkpoint])
     out = capsys.readouterr().out
     assert "2 blocks, 2 heads, 32 channels" in out and "2 steps, 512 tokens seen" in out and "max_lr=0.01" in out
+
+
+def test_info_prints_what_is_there(checkpoint, capsys):
+    """Texts where numbers should be, a list of versions; and nothing that a terminal would obey."""
+    saved = torch.load(checkpoint, weights_only=True)
+    torch.save({**saved, "val_loss": "low", "step": "\x1b[31mmany", "position": [1], "versions": [1],
+                "train_config": {7: "\x1b]0;title\x07"}}, checkpoint)
+    capsys.readouterr()
+    play.main(["info", checkpoint])
+    out = capsys.readouterr().out
+    assert "validation loss low nats" in out and "\ufffd[31mmany steps, [1] tokens seen" in out
+    assert "train_config: 7=\ufffd]0;title\ufffd\n" in out and "\x1b" not in out
+
+
+def test_a_fault_of_ours_does_not_read_as_a_damaged_file(checkpoint, monkeypatch):
+    """What a file holds is checked before it is used; so nothing has to be caught around our own code."""
+    monkeypatch.delattr(play, "load_weights")
+    with pytest.raises(NameError):
+        play.main(["info", checkpoint])

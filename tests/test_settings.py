@@ -63,6 +63,22 @@ def test_numbers_that_cannot_work(flags, said, refused):
     assert said in refused(*flags)
 
 
+def test_settings_of_odd_types_in_a_checkpoint(train, text, tmp_path, capsys):
+    """What is taken from it is checked before it is used, and the file is named; a given flag mends it."""
+    train("log", "--max_steps=1", "--save_every=1")
+    path = tmp_path / "log" / "model_00001.pt"
+    saved = torch.load(path, weights_only=True)
+    for name, value in (("data_root", [1]), ("data_root", None), ("B", [2]), ("B", True), ("preset", ["x"])):
+        torch.save({**saved, "train_config": {**saved["train_config"], name: value}}, path)
+        line = refusal(train_gpt2.run, [f"--resume={path}", "--device=cpu", "--max_steps=2"])
+        assert line.startswith(f"{path}: {name}={value}: must be of type")
+    odd = {"B": torch.zeros(3), "data_root": "\x1b[31mred"}
+    torch.save({**saved, "train_config": {**saved["train_config"], **odd}}, path)
+    train_gpt2.run([f"--resume={path}", "--device=cpu", "--max_steps=2", "--B=4", f"--data_root={text}"])
+    out = capsys.readouterr().out
+    assert "B tensor([0., 0., 0.]) -> 4" in out and "data_root \ufffd[31mred -> " in out and "\x1b" not in out
+
+
 def test_a_file_does_not_decide_where_we_write(train, text, tmp_path, monkeypatch):
     """A checkpoint from elsewhere says --log_dir=~/.ssh: a run that starts from it writes to log/ here all the same."""
     train("first", "--max_steps=1", "--save_every=1")

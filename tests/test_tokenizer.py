@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import refusal
 
-from support.tokenizer import CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer
+from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
+                               saved_spec)
 
 
 def test_gpt2s_tokenizer():
@@ -46,3 +47,15 @@ def test_gpt2s_tokenizer_as_tokenizer_json(text):
     text = text.replace("<|endoftext|>", "")  # which theirs reads as the token, ours as 13 characters
     assert hf.encode(text).ids == gpt2_tokenizer().encode(text)
     assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
+
+
+@pytest.mark.parametrize("spec", [None, [1], {}, {"name": [1]}, {"name": "char"}, {"name": "char", "chars": 3},
+                                  {"name": "bpe"}, {"name": "bpe", "json": "[" * 100_000}], ids=lambda s: str(s)[:30])
+def test_a_spec_that_is_none(spec):
+    """It comes from a file, which may hold anything."""
+    refusal(load_tokenizer, spec)
+
+
+def test_a_deep_spec_in_a_folder(tmp_path):
+    (tmp_path / "tokenizer_spec.json").write_text("[" * 100_000)
+    assert "nested too deeply" in refusal(saved_spec, str(tmp_path))
