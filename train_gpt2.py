@@ -43,7 +43,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 import hellaswag
 from support import checkpoints, hugging_face
 from support.arithmetic import memory_text, mfu
-from support.compiling import try_compiled
+from support.compiling import check_cache, try_compiled
 from support.console import (UserError, is_first_process, one_line, print0, print_here, progress,
                              run_program)
 from support.files import atomic_write
@@ -1009,6 +1009,7 @@ def run(argv):
     if config.estimate:
         print(memory_text(gpt_config, config))
         return
+    check_cache()  # PyTorch ends where its compiler's cache cannot be written
     keep_freed_memory()  # on a CPU gradients are freed and made again at every step
     read_ranks()  # only for its errors: if some of torchrun's variables are missing, fail at once
     plan = prepare(gpt_config, config, given_flags)

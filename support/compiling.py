@@ -3,9 +3,31 @@ torch.compile, tried once before it is relied on. Come here when a run says that
 it.
 """
 import contextlib
+import os
+import tempfile
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
+
+from support.console import print0
+
+
+def check_cache():
+    """
+    Where TORCHINDUCTOR_CACHE_DIR names a place that cannot be written, a read-only disk, say, do
+    without it: compiled code goes to PyTorch's default place. AdamW, too, loads the compiler, which
+    makes the directory while it is imported; failing there, it leaves PyTorch half loaded.
+    """
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        print0(f"TORCHINDUCTOR_CACHE_DIR={folder} cannot be written ({e.strerror}): compiled code "
+               "goes to the default place")
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
 
 
 def try_compiled(model, B, T, device, autocast):
@@ -23,7 +45,7 @@ def try_compiled(model, B, T, device, autocast):
             loss.backward()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as e:  # Dynamo's and Inductor's errors are such
+    except (RuntimeError, OSError) as e:  # Dynamo's and Inductor's errors; those of their cache
         error = f"{type(e).__name__}: {e}".splitlines()[0]
     model.zero_grad(set_to_none=True)
     return error

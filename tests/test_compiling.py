@@ -1,6 +1,11 @@
 """Facts about torch.compile: it changes the speed only, and where it fails training goes on."""
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from small_runs import ROOT, TINY
 
 import train_gpt2
 from train_gpt2 import GPT
@@ -47,3 +52,12 @@ def test_where_compiling_fails_training_goes_on(train, monkeypatch, capsys):
     broken = train("broken", "--max_steps=3", "--compile")
     assert capsys.readouterr().out.count("going on without torch.compile") == 1
     assert plain["train"] == broken["train"]
+
+
+def test_a_cache_that_cannot_be_written(text, tmp_path):
+    """A read-only disk: PyTorch ended there, even if nothing was compiled. In a process that has not begun."""
+    command = [sys.executable, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}", "--max_steps=2"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path,
+                            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(text / "cache")})
+    assert result.returncode == 0 and result.stderr == ""
+    assert f"TORCHINDUCTOR_CACHE_DIR={text / 'cache'} cannot be written" in result.stdout
