@@ -8,6 +8,8 @@ else that is raised is a bug of ours: a line too, exit code 1, and its traceback
 With --debug, which every program takes, it is printed.
 """
 import argparse
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -115,15 +117,29 @@ def say(error):
     print(prefix + line, file=sys.stderr, flush=True)
 
 
+def prepare_streams():
+    """
+    stdin, stdout and stderr, whatever we were started with. For a closed one (2>&- in a shell)
+    Python has None: then it is empty, and what is printed goes nowhere. A terminal or a pipe that
+    is not in UTF-8 is no reason to end either.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
 def run_program(run, argv=None):
     """
     The last line of each program: run(argv), then leave. The one place where an error becomes a
     line and an exit code.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # a terminal or a pipe that is not in UTF-8 is no reason to end
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     argv = sys.argv[1:] if argv is None else argv
     exit_code = 0
     try:
@@ -135,10 +151,20 @@ def run_program(run, argv=None):
         exit_code = 130  # as the shell counts a program that Ctrl-C ended
     except BrokenPipeError:  # whoever read our output has seen enough: | head
         silence_stdout()
+    except ModuleNotFoundError as error:  # a package that only some commands need
+        exit_code = 2
+        say(UserError(missing_package(error), who="me"))
     except Exception as error:  # a bug of ours, or what no file of ours has foreseen
         exit_code = 1
         say(unexpected(error, argv))
     leave(exit_code)
+
+
+def missing_package(error):
+    """A ModuleNotFoundError -> a line that says what to install."""
+    package = (error.name or str(error)).partition(".")[0]
+    return (f"the package {package} is not installed here: pip install {package}, or all that "
+            "there are: pip install -r requirements.txt")
 
 
 def unexpected(error, argv):
@@ -146,6 +172,9 @@ def unexpected(error, argv):
     An exception that nobody foresaw -> the UserError that says it. Its traceback is added to
     error.txt, in log_dir if there is one yet.
     """
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        # stdout's disk, as a rule: what writes files says itself which one did not fit
+        return UserError(f"cannot write ({error.strerror}): make room", "me", exit_code=1)
     if "--debug" in argv:
         traceback.print_exception(error)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -173,9 +202,14 @@ def leave(exit_code):
     """
     try:
         sys.stdout.flush()
-    except OSError:
+    except BrokenPipeError:
         silence_stdout()
-    sys.stderr.flush()
+    except OSError as e:  # a full disk: what was to be kept is not there
+        silence_stdout()
+        exit_code = max(exit_code, 1)
+        print(f"cannot write ({e.strerror}): make room", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     if "RANK" in os.environ:
         os._exit(exit_code)
     sys.exit(exit_code)

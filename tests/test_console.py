@@ -100,3 +100,34 @@ def test_nothing_from_a_file_commands_the_terminal(capsys):
     assert printable("é 中 😀 a\x1b[2J\x08\x07\udce9\u202e") == "é 中 😀 a\ufffd[2J\ufffd\ufffd\ufffd\ufffd"
     say(UserError("no \x1b]0;title\x07 here", who="me"))
     assert capsys.readouterr().err == "error: no \ufffd]0;title\ufffd here\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_an_empty_one(closed, tmp_path):
+    """Python has None for it, of which every method is an AttributeError. What another stream says is still said."""
+    code = ("from support.console import run_program\nfrom tqdm import tqdm\ndef program(argv):\n    sys.stdin.read()\n"
+            "    print('out')\n    list(tqdm([1]))\n    raise UserError('wrong')\nrun_program(program)")
+    code = "import sys\nfrom support.console import UserError\n" + code
+    result = subprocess.run(f'"$PYTHON" -c "$CODE" {closed}', shell=True, cwd=ROOT, capture_output=True, text=True,
+                            env={**os.environ, "PYTHON": sys.executable, "CODE": code})
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert (result.stdout == "out\n") == (">&-" not in closed.split())
+    assert ("error: wrong" in result.stderr) == ("2>&-" not in closed)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("flush", [True, False])
+def test_output_that_a_full_disk_refuses_is_an_error(flush):
+    """What was to be kept is not there: a line and exit code 1, where it was 0 and nothing, or a fault of ours."""
+    code = f"from support.console import run_program\nrun_program(lambda argv: print('x', flush={flush}))"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    line = "cannot write (No space left on device): make room\n"
+    assert (result.returncode, result.stderr) == (1, line)
+
+
+def test_a_missing_package_is_named():
+    """With the line that installs it."""
+    code, _, err = run("def program(argv):\n    import no_such_package.part\nrun_program(program)")
+    assert code == 2 and err.count("\n") == 1
+    assert "the package no_such_package is not installed here: pip install no_such_package, or all" in err
