@@ -45,6 +45,7 @@ from support.checkpoints import load_weights
 from support.console import UserError, is_first_on_node, print0, printable, run_program
 from support.files import atomic_write
 from support.health import read_reference
+from support.processes import is_out_of_memory
 from support.runlog import find_setting, read_log
 from support.settings import SHAPE
 from support.tokenizer import load_tokenizer, save_tokenizer
@@ -93,7 +94,7 @@ LIMITS = {  # the least and the largest value
     "top_k": (1, 1e9),
     "top_p": (1e-9, 1),
     "max_new_tokens": (1, 1e9),
-    "num_samples": (1, 1e9),
+    "num_samples": (1, 1000),  # they are written side by side, each with keys and values
     "seed": (0, 2**63 - 1),
 }
 
@@ -706,8 +707,8 @@ def add_command(subparsers, name):
     begins with the docstring of its function.
     """
     function = COMMANDS[name]
-    about = inspect.getdoc(function)
-    summary = about.splitlines()[0]
+    about = inspect.getdoc(function) or ""  # python -OO leaves docstrings out
+    summary = about.partition("\n")[0]
     if name == "hellaswag":
         about = hellaswag.__doc__  # it says what HellaSwag is
     parser = subparsers.add_parser(name, help=summary, description=about, **PARSER)
@@ -789,7 +790,13 @@ def parse_args(argv):
 def main(argv):
     """Run the command that argv (list of words) names."""
     args = parse_args(argv)
-    args.run(args)
+    try:
+        args.run(args)
+    except RuntimeError as e:
+        if is_out_of_memory(e):
+            raise UserError("out of memory: try fewer --num_samples, a smaller --batch_tokens, or "
+                            "--device=cpu", who="me")
+        raise
 
 
 if __name__ == "__main__":

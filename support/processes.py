@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -166,15 +167,58 @@ def meeting_place(limit):
     return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
 
 
+def is_out_of_memory(e):
+    """Is it that exception, in the GPU's words or in the CPU's?"""
+    words = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+    return any(text in str(e) for text in words)
+
+
+# a function that train_gpt2.main calls -> what it was doing there, and what would take less memory.
+# Any other call is a part of the step
+PHASES = {
+    "__init__": ("making the model", "a smaller --vocab_size, --block_size, --n_embd or --n_layer"),
+    "wrap_model": ("bringing the model to the device", "a smaller model, or --shard --offload"),
+    "evaluate_hellaswag": ("HellaSwag", "--no-hellaswag"),
+    "print_samples": ("writing samples", "a smaller --block_size"),
+    "save_checkpoint": ("saving", "a smaller model, or --shard --offload"),
+}
+
+
+def called_by_main(e):
+    """Which function of train_gpt2.py was its main in, when e was raised? -> name, or "" """
+    file = ""
+    by_main = ""
+    for frame in traceback.extract_tb(e.__traceback__):  # the outermost call first
+        if frame.name == "main":
+            file = frame.filename
+        elif frame.name == "try_compiled":
+            return ""  # within wrap_model, but it is a step already
+        elif frame.filename == file and not by_main:
+            by_main = frame.name
+    return by_main
+
+
+def out_of_memory(e, B):
+    """In which phase of train_gpt2.main memory ran out, and what to try -> text"""
+    by_main = called_by_main(e)
+    if by_main in PHASES:
+        phase, advice = PHASES[by_main]
+        return f"out of memory while {phase}: try {advice}"
+    phase = "validation" if by_main == "evaluate_val_loss" else "a step"
+    advice = f"--B={B // 2}"
+    if B == 1:  # no fewer rows
+        advice = "a smaller --T, --activation_checkpointing, or on several GPUs --shard --offload"
+    return f"out of memory in {phase} with --B={B}: try {advice}"
+
+
 def explain(e, B):
     """
     An exception that ended a run -> the UserError that says it, or the exception, if it is a fault
     of ours
     """
-    # the GPU's words, and the CPU's
-    if "out of memory" in str(e) or "can't allocate memory" in str(e):
+    if is_out_of_memory(e):
         # nothing is tried for you, who may not be looking
-        return UserError(f"out of memory with --B={B}: try --B={max(1, B // 2)}", who="me")
+        return UserError(out_of_memory(e, B), who="me")
     if isinstance(e, dist.DistError) or "gloo" in str(e):
         return UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1)
     return e

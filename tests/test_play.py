@@ -86,6 +86,7 @@ def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, mon
     (["sample", "MODEL", "x", "--top_p=0"], "top_p 0.0 cannot be"),
     (["sample", "MODEL", "x", "--top_p=1.1"], "top_p 1.1 cannot be"),
     (["sample", "MODEL", "x", "--num_samples=0"], "num_samples 0 cannot be"),
+    (["sample", "MODEL", "x", "--num_samples=1000000000"], "must be between 1 and 1000"),
     (["sample", "MODEL", "x", "--seed=-1"], "seed -1 cannot be"),
     (["sample", "MODEL", "x", "--top_k=many"], "invalid int value"),
     (["sample", "MODEL", "x", "--device=abacus"], "--device=abacus is not available here"),
@@ -250,3 +251,18 @@ def test_a_fault_of_ours_does_not_read_as_a_damaged_file(checkpoint, monkeypatch
     monkeypatch.delattr(play, "load_weights")
     with pytest.raises(NameError):
         play.main(["info", checkpoint])
+
+
+def test_out_of_memory_is_a_line(checkpoint, monkeypatch, play_refuses):
+    """Here it is not --B that would help."""
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    monkeypatch.setattr(GPT, "generate", fail)
+    assert "out of memory: try fewer --num_samples" in play_refuses("sample", checkpoint, "x", "--device=cpu")
+
+
+def test_without_docstrings():
+    """python -OO leaves them out: --help has less to say, that is all."""
+    command = [sys.executable, "-OO", os.path.join(ROOT, "play.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0 and "hellaswag" in result.stdout and result.stderr == ""

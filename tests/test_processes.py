@@ -106,7 +106,28 @@ def test_out_of_memory_names_half_the_batch(train, refused, monkeypatch):
     def forward(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     monkeypatch.setattr(train_gpt2.GPT, "forward", forward)
-    assert refused() == "out of memory with --B=4: try --B=2"
+    assert refused() == "out of memory in a step with --B=4: try --B=2"
+
+
+@pytest.mark.parametrize("where, flags, line", [
+    ("GPT.forward", ["--B=1"], "out of memory in a step with --B=1: try a smaller --T, --activation_checkpointing, or "
+                               "on several GPUs --shard --offload"),
+    ("GPT.forward", ["--eval_every=1"], "out of memory in validation with --B=4: try --B=2"),
+    ("GPT.generate", [], "out of memory while writing samples: try a smaller --block_size"),
+], ids=["a row", "validation", "samples"])
+def test_out_of_memory_names_the_phase(where, flags, line, refused, monkeypatch):
+    """Where half the batch would not help, something else is advised: --B=1 said "try --B=1"."""
+    def fail(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory")
+    monkeypatch.setattr(train_gpt2.GPT, where.removeprefix("GPT."), fail)
+    assert refused(*flags) == line
+
+
+@pytest.mark.parametrize("flag", ["--vocab_size=100000000000", "--block_size=100000000000",
+                                  "--vocab_size=281474976710656"])
+def test_a_model_that_no_memory_holds(flag, refused):
+    """It said "try --B=2", which changes nothing about a model."""
+    assert "out of memory while making the model: try a smaller --vocab_size" in refused(flag)
 
 
 FAULTS = """
