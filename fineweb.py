@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from support.console import UserError, one_line, run_program
+from support.console import UserError, one_line, print_here, run_program
 from support.settings import check_limits, knob, parse_flags
 from support.shards import (check_directory, count, describe_work, find_meta, has_all,
                             is_complete, lock_part, meta_tokenizer, new_meta, remove_abandoned,
@@ -117,7 +117,10 @@ class Batch:
 
 def list_files(pattern):
     """The regular files that a glob pattern means -> sorted paths"""
-    found = glob.glob(os.path.expanduser(pattern), recursive=True)
+    pattern = os.path.expanduser(pattern)
+    found = [pattern]  # a file that is there is meant as it is called, a[1].jsonl, say
+    if not os.path.exists(pattern):
+        found = glob.glob(pattern, recursive=True)
     paths = sorted(path for path in found if os.path.isfile(path))
     if not paths:
         raise UserError(f"--files={pattern}: there is no such file")
@@ -129,13 +132,13 @@ def list_files(pattern):
 
 def load_hub(config):
     """The dataset as a list of pieces: its files where it is streamed, else ranges of rows."""
+    from datasets import load_dataset
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         if config.stream and not os.path.exists(config.dataset):
             # without a network the library would try six times, for half a minute
             with contextlib.suppress(urllib.error.HTTPError):  # it answers: that will do
                 urllib.request.urlopen(hub, timeout=30).close()
-        from datasets import load_dataset
         name = config.name if config.name else None
         data = load_dataset(config.dataset, name=name, split="train", streaming=config.stream)
     except Exception as e:  # no network, no such dataset, no space: each has its own exception
@@ -207,7 +210,7 @@ def read_batches(pieces, first, start, text_key):
                     yield Batch(i, start, name, (i + share) / len(pieces), rows, size)
                     start += len(rows)
                     rows, size = [], 0
-        except UserError:
+        except (UserError, ModuleNotFoundError):
             raise
         except Exception as e:  # damaged, gone, the network: each library has its own exceptions
             raise UserError(f"cannot read {name} after row {start + len(rows)} ({one_line(e)}): "
@@ -443,7 +446,7 @@ def choose_tokenizer(config, pieces):
     each other make the same one.
     """
     if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
-        print(f"first, the tokenizer {config.tokenizer} is made from the corpus", flush=True)
+        print_here(f"first, the tokenizer {config.tokenizer} is made from the corpus")
     batches = read_batches(pieces, 0, 0, config.text_key)
     # a generator: nothing is read unless the tokenizer asks for it
     texts = (text for batch in batches for text in parse_batch(batch, config.text_key).texts)
@@ -545,18 +548,18 @@ def report_skipped(skipped, strict, nothing_yet):
 
 def report(config, meta, what):
     """What there is now, and what to type next."""
-    print(what + summary(meta))
+    print_here(what + summary(meta))
     n = meta["part"][1]
     if n > 1:
-        print(f"next, when all {n} parts are in one directory: python fineweb.py "
-              f"--check={config.out}")
+        print_here(f"next, when all {n} parts are in one directory: python fineweb.py "
+                   f"--check={config.out}")
         return
     command = "python train_gpt2.py"
     if config.out != ShardConfig.out:
         command += f" --data_root={config.out}"
     if meta["tokens"] < 50e6:
         command += " --preset=laptop"
-    print(f"next: {command}")
+    print_here(f"next: {command}")
 
 
 def main(argv):

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from support.console import UserError
 
 
+ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 MARK = ".tmp-gpt2-"  # in the names of files that are being written; the process's number follows
 
 
@@ -71,6 +72,15 @@ def read_json(path):
     """A .json file -> what it says. Raises OSError, or ValueError for what is no JSON in UTF-8."""
     with open(path, encoding="utf-8") as f:
         return parse_json(f.read())
+
+
+def asset(name):
+    """The path of a file that comes with the repository, in assets/. UserError if it is missing."""
+    path = os.path.join(ASSETS, name)
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is missing, which comes with this repository: git checkout -- "
+                        "assets, in its folder, or copy it from there", who="node")
+    return path
 
 
 def check_zip(path):

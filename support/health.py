@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 from support import checkpoints
 from support.console import UserError, print0
+from support.files import asset
 from support.shards import read_meta
-from support.tokenizer import ASSETS
 
 SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
 
@@ -21,7 +21,7 @@ def read_reference():
     Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a",
     ...: lists}
     """
-    with open(os.path.join(ASSETS, "reference_curve.csv"), encoding="utf-8") as f:
+    with open(asset("reference_curve.csv"), encoding="utf-8") as f:
         rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
     return {column: [float(row[column]) for row in rows] for column in rows[0]}
 
@@ -61,7 +61,7 @@ def laptop_runs(step, gpt_config, config):
     The laptop preset on input.txt: the mean of ten seeds and three times their spread.
     assets/laptop_curve.json says which settings it is for; tools/laptop_curve.py makes it.
     """
-    with open(os.path.join(ASSETS, "laptop_curve.json"), encoding="utf-8") as f:
+    with open(asset("laptop_curve.json"), encoding="utf-8") as f:
         curve = json.load(f)
     settings = {**asdict(gpt_config), **asdict(config)}
     if any(settings[name] != value for name, value in curve["settings"].items()):
@@ -78,7 +78,7 @@ def compare_to_reference(step, val_loss, gpt_config, config):
     """What others had at this step, and whether we are near -> text; "" where nothing is known."""
     try:
         known = public_runs(step, gpt_config, config) or laptop_runs(step, gpt_config, config)
-    except (OSError, ValueError):  # assets/ is not whole: no reason to end a run
+    except (OSError, ValueError, UserError):  # assets/ is not whole: no reason to end a run
         known = None
     if known is None:
         return ""

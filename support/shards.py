@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError
-from support.files import atomic_write, lock_directory, remove_half_written
+from support.files import ASSETS, atomic_write, lock_directory, remove_half_written
 from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
@@ -84,8 +84,20 @@ def open_shard(path):
     return TokenFile(path, tokens.dtype, len(tokens), tokens.offset)
 
 
+def no_data(root):
+    """--data_root is not there -> the UserError that says where it was looked for"""
+    at_home = os.path.join(os.path.dirname(ASSETS), root)
+    advice = "run python fineweb.py, or give a text with --data_root"
+    if os.path.isfile(at_home):  # input.txt, and we were started from another directory
+        advice = f"try --data_root={at_home}"
+    return UserError(f"no train shards in {root}: there is no {root} in {os.getcwd()}: {advice}",
+                     who="node")
+
+
 def list_shards(root, split):
     """The paths of a split's shards in a directory, in the order of the stream."""
+    if not os.path.exists(root):
+        raise no_data(root)
     paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
     if not paths:
         raise UserError(f"no {split} shards in {root}: run python fineweb.py, or try "
@@ -340,7 +352,8 @@ def describe_work(config, files):
     if files is not None:
         # by names and sizes: to compare every byte would take as long as to make the shards
         names = "".join(f"{os.path.basename(p)} {os.path.getsize(p)}\n" for p in files)
-        digest = hashlib.sha256(names.encode()).hexdigest()[:16]
+        # (fsencode: a name need not be UTF-8)
+        digest = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
         size = sum(os.path.getsize(path) for path in files)
         source = f"{len(files)} files, {size} bytes, {digest}"
     tokenizer = config.tokenizer

@@ -21,9 +21,7 @@ import shlex
 import numpy as np
 
 from support.console import UserError, one_line, print0
-from support.files import atomic_write, read_json
-
-ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
+from support.files import asset, atomic_write, read_json
 
 
 class GPT2Tokenizer:
@@ -37,7 +35,7 @@ class GPT2Tokenizer:
 
     def __init__(self):
         import tiktoken
-        with open(os.path.join(ASSETS, "gpt2.tiktoken"), "rb") as f:
+        with open(asset("gpt2.tiktoken"), "rb") as f:
             pairs = [line.split() for line in f]
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
         self.eot = len(ranks)  # 50256, the one token that no text can contain
@@ -177,6 +175,8 @@ def fetch_tokenizer(name):
             path = hf_hub_download(name, "tokenizer.json")
         with open(path, encoding="utf-8") as f:
             return f.read()
+    except ModuleNotFoundError:
+        raise
     except Exception as e:
         # no network, no such model, no such file in it: each has an exception of its own
         raise UserError(f"cannot load the tokenizer {name}: {one_line(e)}")
@@ -192,9 +192,9 @@ def make_tokenizer(name, texts=()):
     if name == "char":
         return CharTokenizer(sorted(set(itertools.chain.from_iterable(texts))))
     m = re.fullmatch(r"bpe:(\d+)", name)
-    if m and int(m[1]) < 257:
-        raise UserError(f"--tokenizer={name}: at least bpe:257, a token for each byte and "
-                        "<|endoftext|>")
+    if m and not (len(m[1]) < 9 and int(m[1]) >= 257):
+        raise UserError(f"--tokenizer={name[:50]}: at least bpe:257, a token for each byte and "
+                        "<|endoftext|>, and at most bpe:99999999")
     return BPETokenizer(train_bpe(texts, int(m[1])) if m else fetch_tokenizer(name))
 
 

@@ -3,10 +3,11 @@ import os
 
 import pytest
 import torch
-from small_runs import random_model
+from small_runs import random_model, refusal
 
 import train_gpt2
 from support import files
+from support.tokenizer import GPT2Tokenizer
 
 
 def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
@@ -80,3 +81,9 @@ def test_what_is_no_json_is_a_value_error(text, tmp_path):
         files.read_json(str(tmp_path / "a.json"))
     (tmp_path / "a.json").write_text('{"a": [1]}')
     assert files.read_json(str(tmp_path / "a.json")) == {"a": [1]}
+
+
+def test_a_missing_asset_is_named(tmp_path, monkeypatch):
+    """GPT-2's tokenizer and the reference curves come with the repository: a copy without them says so."""
+    monkeypatch.setattr(files, "ASSETS", str(tmp_path / "assets"))
+    assert f"{tmp_path / 'assets' / 'gpt2.tiktoken'} is missing" in refusal(GPT2Tokenizer)

@@ -794,3 +794,24 @@ def test_only_what_killed_runs_have_left_is_deleted(make_two, tmp_path):
         (out / name).write_text("{}")
     make_two("out")
     assert all((out / name).exists() for name in mine) and not any((out / name).exists() for name in left)
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "caf\udce9.jsonl", "what?.jsonl"])
+def test_a_file_is_taken_as_it_is_called(name, tmp_path, monkeypatch):
+    """Signs of a glob pattern in a name that is there, a name in Latin-1: its shards are made, and made once."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / name, some_documents(5))
+    for _ in range(2):
+        fineweb.main([f"--files={name}", "--out=shards"])
+    assert len(shards(tmp_path / "shards")) == 2
+
+
+def test_a_missing_package_is_not_a_missing_network(tmp_path, monkeypatch):
+    """It said "set HF_ENDPOINT to a mirror", or that the file cannot be read."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError):
+        fineweb.main([f"--out={tmp_path / 'shards'}"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ModuleNotFoundError):
+        fineweb.main([f"--files={tmp_path / 'a.parquet'}", f"--out={tmp_path / 'shards'}"])

@@ -4,7 +4,7 @@ from dataclasses import replace
 import torch
 
 import train_gpt2
-from support import health
+from support import files, health
 from support.health import compare_to_reference, read_reference
 
 
@@ -47,5 +47,5 @@ def test_a_gradient_far_above_its_recent_range_is_reported(train, monkeypatch, c
 
 def test_a_run_does_not_end_over_a_missing_curve(monkeypatch, tmp_path):
     """Without assets/ there is nothing to compare with, and training goes on."""
-    monkeypatch.setattr(health, "ASSETS", str(tmp_path))
+    monkeypatch.setattr(files, "ASSETS", str(tmp_path))
     assert health.compare_to_reference(250, 6.19, train_gpt2.GPTConfig(), train_gpt2.TrainConfig()) == ""

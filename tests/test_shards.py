@@ -6,11 +6,11 @@ import struct
 
 import numpy as np
 import pytest
-from small_runs import TINY, fuzz, read_log, refusal, shards, write_shards
+from small_runs import ROOT, TINY, fuzz, read_log, refusal, shards, write_shards
 
 import fineweb
 import train_gpt2
-from support.shards import load_meta
+from support.shards import list_shards, load_meta
 from support.tokenizer import load_tokenizer
 from train_gpt2 import DataLoaderLite, load_tokens
 
@@ -150,3 +150,10 @@ def test_a_shard_that_changes_while_it_is_read(harm, said, tmp_path):
     assert np.array_equal(shard, stream)
     harm(tmp_path / "edufineweb_train_000001.npy")
     assert said in refusal(lambda: [loader.next_batch() for _ in range(60)])
+
+
+def test_input_txt_from_another_directory(tmp_path, monkeypatch):
+    """--preset=laptop was told to try --preset=laptop. Now it hears where we looked, and where the file is."""
+    monkeypatch.chdir(tmp_path)
+    line = refusal(list_shards, "input.txt", "train")
+    assert f"there is no input.txt in {tmp_path}: try --data_root={os.path.join(ROOT, 'input.txt')}" in line

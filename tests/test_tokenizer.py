@@ -59,3 +59,9 @@ def test_a_spec_that_is_none(spec):
 def test_a_deep_spec_in_a_folder(tmp_path):
     (tmp_path / "tokenizer_spec.json").write_text("[" * 100_000)
     assert "nested too deeply" in refusal(saved_spec, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["bpe:256", "bpe:99999999999999999999", "bpe:" + "9" * 5000],
+                         ids=lambda name: name[:20])
+def test_a_vocabulary_of_no_size(name):
+    assert "at least bpe:257" in refusal(make_tokenizer, name)

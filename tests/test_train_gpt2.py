@@ -585,7 +585,7 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
 # --- what a user can get wrong: one line, exit code 2, nothing lost -------------------------------
 
 @pytest.mark.parametrize("flags, said", [
-    (["--data_root=nowhere"], "no train shards in nowhere: run python fineweb.py, or try --preset=laptop"),
+    (["--data_root=nowhere"], "no train shards in nowhere: there is no nowhere in "),
     (["--total_batch_size=1000"], "--total_batch_size=1024"),
     (["--B=3"], "--total_batch_size=288"),
     (["--T=64"], "try --T=32"),
