@@ -123,10 +123,17 @@ class BPETokenizer:
         self.n_vocab = max(vocab.values()) + 1
 
     def encode(self, text):
-        return self.bpe.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):
-        return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [e.ids for e in self.bpe.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as e:
+            # what goes wrong in Rust is called PanicException, and is no Exception
+            if type(e).__name__ != "PanicException":
+                raise
+            raise UserError(f"this tokenizer.json cannot cut a text into words ({one_line(e)}): "
+                            "its regular expression takes too long", who="me")
 
     def decode(self, ids):
         return self.bpe.decode(list(ids), skip_special_tokens=False)

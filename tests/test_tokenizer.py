@@ -65,3 +65,16 @@ def test_a_deep_spec_in_a_folder(tmp_path):
                          ids=lambda name: name[:20])
 def test_a_vocabulary_of_no_size(name):
     assert "at least bpe:257" in refusal(make_tokenizer, name)
+
+
+def test_a_regular_expression_that_explodes(tmp_path):
+    """The library gives up after some millions of attempts; what it raises then is not even an Exception."""
+    tokenizers = pytest.importorskip("tokenizers")
+    hf = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
+    split = tokenizers.pre_tokenizers.Split
+    hf.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [split(tokenizers.Regex(pattern), "isolated") for pattern in ("(a|aa)+$", "[^a]")])
+    hf.add_special_tokens(["<|endoftext|>"])
+    tokenizer = load_tokenizer({"name": "bpe", "json": hf.to_str()})
+    assert tokenizer.encode("b") == [0]
+    assert "cannot cut a text into words" in refusal(tokenizer.encode, "a" * 200 + "!")
