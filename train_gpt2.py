@@ -646,8 +646,8 @@ def wrap_in_ddp(model, process):
 
 # --------------------------------------------------------------------------------------------------
 # 5 the evals: on raw_model, since the compiled one would be compiled anew for each of their shapes.
-# The first two print and log what they find. After a signal they return None at once: the resumed
-# run does them again
+# The first two print and log what they find. After a signal they return None at once. The resumed
+# run does the validation again; HellaSwag comes after saving, and is skipped at this step
 
 
 @torch.no_grad()
@@ -686,8 +686,8 @@ def evaluate_val_loss(step, raw_model, loader, process):
 def evaluate_hellaswag(step, raw_model, items, process):
     """acc_norm: the share of items whose right ending has the lowest mean loss a token -> float"""
     t0 = time.time()
-    counts = hellaswag.evaluate(raw_model, items, process)
-    if counts is None:
+    counts = hellaswag.evaluate(raw_model, items, process) if items else None
+    if counts is None:  # nobody measures it, or we are asked to stop: the next step ends the run
         return None
     _, correct = counts  # right by an ending's summed loss (acc), by its mean (acc_norm)
     acc_norm = all_reduce(correct)[0] / len(items)
@@ -711,6 +711,8 @@ def sample_prompt(tokenizer, loader):
 
 def print_samples(raw_model, tokenizer, loader, process):
     """Four texts from each process. They tell more than a number does, and prove nothing."""
+    if process.stop_requested():
+        return
     prompt, length = sample_prompt(tokenizer, loader)
     # a generator of its own: sampling must not disturb training's random numbers
     generator = torch.Generator(process.device).manual_seed(42 + process.rank)
@@ -887,7 +889,7 @@ def print_choices(process, grad_accum_steps, num_tokens, tokenizer):
 def report_step(step, loss, lr, norm, dt, raw_model, process):
     """The line of a step, on the console and in the log. dt: its seconds."""
     config = process.config
-    tokens_per_second = config.total_batch_size / dt
+    tokens_per_second = config.total_batch_size / max(dt, 1e-9)  # a coarse clock can stand still
     utilization = ""  # MFU, the share of the card's peak that we reach. Only 16-bit peaks are known
     if process.dtype != torch.float32:
         per_card = tokens_per_second / process.num_processes
@@ -898,9 +900,13 @@ def report_step(step, loss, lr, norm, dt, raw_model, process):
                       dt=f"{dt * 1000:.2f}")
 
 
-def how_to_go_on(path):
-    """What to tell the user of a stopped run. path: of the last checkpoint, "" if there is none"""
-    return "go on with --resume=auto" if path else "this run has written no checkpoint"
+def report_stop(step, process):
+    """The last line of a run that was asked to stop: by whom, and how it goes on."""
+    reason = process.signals[0].name if process.signals else "another process"
+    advice = "this run has written no checkpoint"
+    if checkpoints.list_all(process.config.log_dir):
+        advice = "go on with --resume=auto"
+    print0(f"stopped by {reason}: {step} steps are done; {advice}")
 
 
 def main(plan):
@@ -938,27 +944,28 @@ def main(plan):
 
     # --- the loop: `step` counts the updates done; evals and saving come before the next one ------
     process.signals = catch_signals()
-    path, dt, recent_norms, stop, saved = "", 0.0, [], False, True
+    dt, recent_norms, stop, saved = 0.0, [], False, True
     for step in range(start_step, config.max_steps + 1):
         last_step = step == config.max_steps
-        if not stop and (last_step or is_due(step, config.eval_every)):
+        eval_now = not stop and (last_step or is_due(step, config.eval_every))
+        if eval_now:
             val_loss = evaluate_val_loss(step, raw_model, val_loader, process)
-            if items:
-                evaluate_hellaswag(step, raw_model, items, process)
             stop = process.stop_requested()
-            if not stop and (last_step or step > 0):  # at step 0 it has learned nothing yet
-                print_samples(raw_model, plan.tokenizer, val_loader, process)
         save_now = last_step or stop or is_due(step, config.save_every)
         if save_now and config.save_every > 0 and step > start_step:
             path = os.path.join(config.log_dir, f"model_{step:05d}.pt")
             saved = save_checkpoint(
                 path, config.keep_last, dt, raw_model, optimizer, scaler=scaler.state_dict(),
                 step=step, position=train_loader.position, val_loss=val_loss, **settings)
+        if eval_now and not stop:  # after saving: what only shows something may fail
+            evaluate_hellaswag(step, raw_model, items, process)
+            if last_step or step > 0:  # at step 0 it has learned nothing yet
+                print_samples(raw_model, plan.tokenizer, val_loader, process)
         if last_step or stop:
             break
 
         # ============================== THE STEP ==============================
-        t0 = time.time()
+        t0 = time.perf_counter()
         torch.manual_seed(step_seed(config.seed, step, process.rank))
         optimizer.zero_grad(set_to_none=True)
         loss_accum = 0.0
@@ -986,7 +993,7 @@ def main(plan):
         scaler.step(optimizer)
         scaler.update()
         process.card.synchronize()  # the GPU works on what we queued: only now is the step done
-        dt = time.time() - t0
+        dt = time.perf_counter() - t0
         # ======================================================================
 
         if config.shard != "no":
@@ -998,8 +1005,7 @@ def main(plan):
         # nan ends the run and says where in the data; a norm far above the recent ones is reported
         check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
     if stop:
-        reason = process.signals[0].name if process.signals else "another process"
-        print0(f"stopped by {reason}: {step} steps are done; {how_to_go_on(path)}")
+        report_stop(step, process)
     if not saved:
         raise UserError("the last checkpoint could not be saved", exit_code=1)
 

@@ -524,7 +524,7 @@ def test_the_clock_covers_the_step_only(train, monkeypatch):
     def slow_eval(*args):
         return tick(1000)
     monkeypatch.setattr(train_gpt2, "evaluate_val_loss", slow_eval)
-    monkeypatch.setattr(train_gpt2.time, "time", tick)
+    monkeypatch.setattr(train_gpt2.time, "perf_counter", tick)
     log = train("log", "--max_steps=3", "--eval_every=1")
     assert clock.now > 4000 and all(dt == 1.0 for dt in log["dt"].values())
 
@@ -565,6 +565,47 @@ def test_an_eval_does_not_keep_a_stop_waiting(train, monkeypatch, tmp_path, caps
     assert list(log["train"]) == [0, 1, 2, 3] and list(log["val"]) == [0]
     assert "stopped by SIGTERM: 4 steps are done" in capsys.readouterr().out
     assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
+
+
+@pytest.mark.parametrize("eval_name", ["evaluate_hellaswag", "print_samples"])
+def test_what_is_shown_comes_after_saving(eval_name, train, monkeypatch, tmp_path):
+    """Out of memory in HellaSwag, or in the samples: the updates of the run are in the checkpoint by then."""
+    def fails(*args):
+        if (tmp_path / "log" / "log.txt").read_text().count("train") == 2:
+            raise RuntimeError("a fault in what is shown")
+    monkeypatch.setattr(train_gpt2, eval_name, fails)
+    with pytest.raises(RuntimeError, match="a fault in what is shown"):
+        train("log", "--max_steps=2", "--eval_every=1", "--save_every=2")
+    saved = load_checkpoint(str(tmp_path / "log" / "model_00002.pt"))
+    assert saved["step"] == 2 and saved["val_loss"] > 0
+
+
+def test_a_stop_during_hellaswag_is_noticed_in_the_next_step(train, monkeypatch, tmp_path, capsys):
+    """That eval ends at once, a step and a save come, and no line of the log is lost or doubled but its own."""
+    def signalled(step, raw_model, items, process):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(train_gpt2, "evaluate_hellaswag", signalled)
+    train("log", "--eval_every=4", "--save_every=100")
+    out = capsys.readouterr().out
+    assert "stopped by SIGTERM: 5 steps are done; go on with --resume=auto" in out and "sample" not in out
+    monkeypatch.undo()
+    log = train("log", "--eval_every=4", "--save_every=100", "--resume=auto")
+    assert list(log["train"]) == list(range(10)) and list(log["val"]) == [0, 4, 8, 10]
+
+
+def test_a_clock_that_stands_still(train, monkeypatch, capsys):
+    """Where the clock is coarse a small step takes no time at all: its speed is wrong, and the run goes on."""
+    monkeypatch.setattr(train_gpt2.time, "perf_counter", lambda: 1.0)
+    assert train("log", "--max_steps=2")["dt"] == {0: 0.0, 1: 0.0}
+
+
+def test_a_save_that_failed_earlier_does_not_count(train, monkeypatch):
+    """Exit code 0 if the last save worked, whatever failed before it."""
+    monkeypatch.setattr(train_gpt2, "save_checkpoint", lambda *args, step, **kwargs: step == 4)
+    train("log", "--max_steps=4", "--save_every=2")
+    monkeypatch.setattr(train_gpt2, "save_checkpoint", lambda *args, step, **kwargs: step != 4)
+    refusal(train, "log", "--max_steps=4", "--save_every=2", exit_code=1)
 
 
 def test_the_last_save_decides_the_exit_code(train, monkeypatch):
