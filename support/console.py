@@ -60,16 +60,51 @@ def print_here(*args):
     try:
         print(*args, flush=True)
     except OSError as e:
-        silence_stdout()
-        print(f"warning: the output cannot be written ({e.strerror}): going on without it",
-              file=sys.stderr)
+        silence(sys.stdout)
+        print_error(f"warning: the output cannot be written ({e.strerror}): going on without it")
 
 
-def silence_stdout():
-    """What is printed from now on goes nowhere."""
+def print_error(*args):
+    """The same to stderr."""
+    try:
+        print(*args, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def print_beside_bar(line, stream=None):
+    """The same while a progress bar is shown, which is drawn anew below the line."""
+    with tqdm.external_write_mode():
+        if stream is sys.stderr:
+            print_error(line)
+        else:
+            print_here(line)
+
+
+def silence(stream):
+    """What is written to stdout or stderr from now on goes nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+def open_streams():
+    """
+    Make stdin, stdout and stderr usable, whatever we were started with. Closed ones (`2>&-`) are
+    None in Python, and the next file that is opened gets their number: what a library writes to
+    stderr would stand in a checkpoint.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            # a terminal or a pipe that is not in UTF-8 is no reason to end
+            getattr(sys, name).reconfigure(errors="replace")
 
 
 def progress(batches, what, flags):
@@ -80,11 +115,19 @@ def progress(batches, what, flags):
     t0 = time.time()
     # None: no bar where the output is a file or a pipe
     hidden = None if is_first_process() else True
-    for i, batch in enumerate(tqdm(batches, desc=what, leave=False, disable=hidden)):
+    try:
+        bar = tqdm(total=len(batches), desc=what, leave=False, disable=hidden)
+    except OSError:
+        bar = tqdm(disable=True)
+    for i, batch in enumerate(batches):
         yield batch
+        with contextlib.suppress(OSError):  # the terminal has gone
+            bar.update()
         left = (time.time() - t0) * (len(batches) - 1)
         if i == 0 and left > 60:
             print0(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it")
+    with contextlib.suppress(OSError):
+        bar.close()
 
 
 def one_line(error, length=150):
@@ -113,25 +156,7 @@ def say(error):
         time.sleep(10)
     # the others: stopped by Ctrl-C, another process is gone, ...
     prefix = "error: " if error.exit_code == 2 else ""
-    line = printable(" ".join(str(error).splitlines()))
-    print(prefix + line, file=sys.stderr, flush=True)
-
-
-def prepare_streams():
-    """
-    stdin, stdout and stderr, whatever we were started with. For a closed one (2>&- in a shell)
-    Python has None: then it is empty, and what is printed goes nowhere. A terminal or a pipe that
-    is not in UTF-8 is no reason to end either.
-    """
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull)
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    print_error(prefix + printable(" ".join(str(error).splitlines())))
 
 
 def run_program(run, argv=None):
@@ -139,7 +164,7 @@ def run_program(run, argv=None):
     The last line of each program: run(argv), then leave. The one place where an error becomes a
     line and an exit code.
     """
-    prepare_streams()
+    open_streams()
     argv = sys.argv[1:] if argv is None else argv
     exit_code = 0
     try:
@@ -150,7 +175,7 @@ def run_program(run, argv=None):
     except KeyboardInterrupt:
         exit_code = 130  # as the shell counts a program that Ctrl-C ended
     except BrokenPipeError:  # whoever read our output has seen enough: | head
-        silence_stdout()
+        silence(sys.stdout)
     except ModuleNotFoundError as error:  # a package that only some commands need
         exit_code = 2
         say(UserError(missing_package(error), who="me"))
@@ -176,7 +201,7 @@ def unexpected(error, argv):
         # stdout's disk, as a rule: what writes files says itself which one did not fit
         return UserError(f"cannot write ({error.strerror}): make room", "me", exit_code=1)
     if "--debug" in argv:
-        traceback.print_exception(error)
+        print_error("".join(traceback.format_exception(error)).rstrip())
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--log_dir", default="log")
     folder = parser.parse_known_args(argv)[0].log_dir
@@ -200,16 +225,15 @@ def leave(exit_code):
     ends is an abort ("terminate called without an active exception", one exit in 25 to 100 with
     torch 2.13), for which torchrun says 1.
     """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        silence_stdout()
-    except OSError as e:  # a full disk: what was to be kept is not there
-        silence_stdout()
-        exit_code = max(exit_code, 1)
-        print(f"cannot write ({e.strerror}): make room", file=sys.stderr)
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as e:
+            silence(stream)
+            # a reader that has left has seen enough; on a full disk something is missing
+            if stream is sys.stdout and not isinstance(e, BrokenPipeError):
+                exit_code = max(exit_code, 1)
+                print_error(f"cannot write ({e.strerror}): make room")
     if "RANK" in os.environ:
         os._exit(exit_code)
     sys.exit(exit_code)

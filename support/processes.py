@@ -249,7 +249,8 @@ def catch_signals(catch=True):
         if not noted or is_distributed() and time.time() - noted[0].when < 1:
             noted.append(Signal(signal.Signals(number).name, time.time()))
             if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
-                os.write(2, b"stopping after this step; the same again stops at once\n")
+                with contextlib.suppress(OSError):  # the terminal has gone, or the disk is full
+                    os.write(2, b"stopping after this step; the same again stops at once\n")
         else:
             os._exit(128 + number)
     for name in STOP_SIGNALS:

@@ -6,7 +6,7 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from support.console import UserError, print0, printable, say
+from support.console import UserError, print0, printable, progress, say
 
 
 def run(code, shell="", **env):
@@ -86,6 +86,52 @@ def test_nobody_reads_the_output_any_more():
     code, out, err = run("def program(argv):\n    for i in range(3):\n        print0(i)\n        time.sleep(0.3)\n"
                          "    sys.stderr.write('done')\nrun_program(program)", shell="head -1")
     assert (code, out) == (0, "0\n") and err.endswith("done") and err.count("warning: the output cannot") == 1
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>/dev/full",
+                                     ">/dev/full 2>&-"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_no_stream_ends_a_run(streams, tmp_path):
+    """
+    stdin, stdout and stderr closed, or on a full disk: the run goes on to its own end, and what is meant for a stream
+    that was closed does not stand in the file that was opened next.
+    """
+    code = """
+import os, signal, sys
+from support.console import UserError, print0, print_beside_bar, progress, run_program
+from support.processes import catch_signals
+def program(argv):
+    catch_signals()
+    with open(argv[0], "w") as f:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print0("a line")
+        print_beside_bar("skipped", sys.stderr)
+        sys.stdin.read(0)
+        for i in progress([1, 2], "validation", "--val_tokens"):
+            f.write(str(i))
+    raise UserError("the end")
+run_program(program)
+"""
+    program = ["sh", "-c", f'"$0" -c "$1" "$2" {streams}', sys.executable, code, str(tmp_path / "checkpoint")]
+    assert subprocess.run(program, cwd=ROOT, capture_output=True, timeout=60).returncode == 2
+    assert (tmp_path / "checkpoint").read_text() == "12"
+
+
+def test_a_terminal_that_has_gone(monkeypatch):
+    """A progress bar on it is no longer drawn, and all batches come."""
+    class Terminal:
+        encoding = "utf-8"
+
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def flush(self):
+            self.write("")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress([1, 2, 3], "validation", "--val_tokens")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("rank, expected", [({"RANK": "1"}, "all"), ({}, "all, and later")])
