@@ -42,6 +42,7 @@ from support.tokenizer import check_start, gpt2_tokenizer
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
+NUM_ITEMS = 10_042  # of the validation split: the accuracy on a part of them is another figure
 DATA_DIR = "hellaswag"
 # acc, acc_norm of OpenAI's models on all 10,042 items, scored as here; play.py prints them
 PUBLISHED = {"gpt2": (0.2859, 0.2955), "gpt2-xl": (0.3842, 0.4893)}
@@ -108,13 +109,17 @@ def read_examples(path):
 
 
 def load_examples(data_dir=DATA_DIR):
-    """The validation items as a list, empty if this machine has none. (prepare downloads them.)"""
+    """
+    The validation items as a list, empty if this machine has not all of them. (prepare downloads
+    them.)
+    """
     path = os.path.join(data_dir, "hellaswag_val.jsonl")
     hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")  # written by download_from_hub
     with contextlib.suppress(OSError):  # a damaged file is as good as none; prepare says so
         if os.path.exists(path):
             return list(iterate_examples("val", data_dir))
-    return list(read_examples(hub)) if os.path.exists(hub) else []
+    items = list(read_examples(hub)) if os.path.exists(hub) else []
+    return items if len(items) == NUM_ITEMS else []
 
 
 def prepare(data_dir=DATA_DIR):
@@ -125,6 +130,10 @@ def prepare(data_dir=DATA_DIR):
     """
     if load_examples(data_dir):
         return
+    hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
+    if os.path.exists(hub):
+        print(f"{hub} has not all {NUM_ITEMS:,} items: it is not used, they are downloaded again",
+              flush=True)
     try:
         download("val", data_dir)
     except OSError as first:
@@ -153,8 +162,8 @@ def download_from_hub(data_dir=DATA_DIR):
     urllib.request.urlopen(page, timeout=30).close()
     from datasets import load_dataset
     rows = load_dataset("Rowan/hellaswag", split="validation")
-    if len(rows) != 10042:
-        raise OSError(f"Rowan/hellaswag has {len(rows)} items, not 10,042")
+    if len(rows) != NUM_ITEMS:
+        raise OSError(f"Rowan/hellaswag has {len(rows)} items, not {NUM_ITEMS:,}")
     os.makedirs(data_dir, exist_ok=True)
     path = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
     with atomic_write(path, "w", encoding="utf-8") as f:
@@ -259,8 +268,9 @@ class Row(NamedTuple):
 def pack(number, item, block_size):
     """Item -> Row"""
     # a text that is longer than the context window loses its beginning. + 1: an ending's last token
-    # is not shown. At least one token stays: it predicts the first ones of the endings
-    room = max(1, block_size + 1 - max(map(len, item.endings)))
+    # is not shown. At least one token stays, which cut_endings leaves room for: it predicts the
+    # first ones of the endings
+    room = block_size + 1 - max(map(len, item.endings))
     context = item.context[-room:]
     C = len(context)
     row = Row(number, ids=list(context), position_ids=list(range(C)), part=[0] * C,
@@ -275,6 +285,23 @@ def pack(number, item, block_size):
         row.position_ids.extend(range(C, C + shown))
         row.part.extend([e + 1] * shown)
     return row
+
+
+def cut_endings(items, block_size):
+    """
+    Of an ending that alone is longer than the context window, which no item of the validation split
+    has at GPT-2's 1024, the last block_size tokens are scored. -> Items
+    """
+    too_long = 0
+    fitting = []
+    for item in items:
+        too_long += max(map(len, item.endings)) > block_size
+        endings = [ending[-block_size:] for ending in item.endings]
+        fitting.append(item._replace(endings=endings))
+    if too_long:
+        print0(f"HellaSwag: {too_long} of {len(items)} items have endings of more than "
+               f"{block_size} tokens, the model's context: of these only the last ones count")
+    return fitting
 
 
 def make_batches(items, batch_tokens, block_size):
@@ -344,6 +371,7 @@ def score(model, items, process, batch_tokens):
     -> sums (n, 4) and means (n, 4) of the losses, on the CPU, in float64, nan for the items that
     other processes do; or None, if one was asked to stop
     """
+    items = cut_endings(items, model.config.block_size)
     batches = make_batches(items, batch_tokens, model.config.block_size)
     my_batches = batches[process.rank :: process.num_processes]
     # the same number of batches in each process, since a sharded model computes with the others: a

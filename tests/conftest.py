@@ -37,9 +37,9 @@ def train(tmp_path, text):
 @pytest.fixture
 def torchrun(tmp_path, text):
     """The same with several processes: torchrun(2, "name", ...) -> the finished process, with its output."""
-    def run(processes, name, *flags):
+    def run(processes, name, *flags, program="train_gpt2.py"):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*torchrun, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}",
+        command = [*torchrun, os.path.join(ROOT, program), *TINY, f"--data_root={text}",
                    f"--log_dir={tmp_path / name}", *flags]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
                               env={**os.environ, "OMP_NUM_THREADS": "1"})

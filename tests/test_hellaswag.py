@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from small_runs import ROOT, a_process, items_of, refusal
+from small_runs import ROOT, a_process, items_of, random_model, refusal
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -198,6 +198,27 @@ def test_the_second_source(n, tmp_path, monkeypatch, capsys):
     hellaswag.prepare(str(tmp_path))
     assert hellaswag.load_examples(str(tmp_path)) == ([ITEM] * n if n == 10042 else [])
     assert ("warning" in capsys.readouterr().out) == (n != 10042)
+
+
+def test_a_part_of_the_items_is_never_used(tmp_path, monkeypatch, capsys):
+    """Two items, left by somebody in place of the second source's copy: their accuracy would be another figure."""
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
+    (tmp_path / "hellaswag_val_hub.jsonl").write_text(2 * (json.dumps(ITEM) + "\n"))
+    assert hellaswag.load_examples(str(tmp_path)) == []
+    hellaswag.prepare(str(tmp_path))
+    out = capsys.readouterr().out
+    assert "has not all 10,042 items: it is not used" in out and "no HellaSwag in this run" in out
+
+
+def test_endings_longer_than_the_context(capsys):
+    """No run ends over them: their last tokens are scored, and it is said how many items that concerns."""
+    model = random_model(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
+    long = hellaswag.Item([1, 2, 3], [list(range(20)), [5], list(range(8)), list(range(9))], 1)
+    sums, means = hellaswag.score(model, [long, long._replace(endings=[[4]] * 4)], a_process(), 512)
+    assert sums.isfinite().all() and torch.allclose(sums / torch.tensor([[8, 1, 8, 8], [1, 1, 1, 1]]), means)
+    assert "1 of 2 items have endings of more than 8 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', *(json.dumps({**ITEM, **wrong}) for wrong in (

@@ -213,11 +213,14 @@ def test_evals_with_uneven_shares_end(torchrun, tmp_path):
     items = [{**item, "ctx": "the cat and " * (100 + n)} for n in range(3)]  # a batch each
     with open(tmp_path / "hellaswag" / "hellaswag_val_hub.jsonl", "w") as f:
         f.writelines(json.dumps(item) + "\n" for item in items)
+    program = tmp_path / "three_items.py"  # the program, in a world where HellaSwag has three items
+    program.write_text(f"import sys; sys.path.insert(0, {ROOT!r}); import hellaswag; hellaswag.NUM_ITEMS = 3\n"
+                       "import train_gpt2; train_gpt2.run_program(train_gpt2.run)\n")
     flags = ("--tokenizer=gpt2", "--n_embd=16", "--block_size=512", "--max_steps=2", "--eval_every=1", "--hellaswag",
              f"--val_tokens={7 * 32}", "--dist_timeout_s=30")
     logs = []
     for name, flag in (("ddp", "--shard=no"), ("shares", "--shard")):
-        assert (result := torchrun(2, name, *flags, flag)).returncode == 0, result.stderr
+        assert (result := torchrun(2, name, *flags, flag, program=program)).returncode == 0, result.stderr
         logs.append(read_log(tmp_path / name))
     assert logs[0]["hella"] == logs[1]["hella"] and len(logs[0]["hella"]) == 3
     assert_same_losses(*logs, steps=range(2))
