@@ -17,6 +17,10 @@ from support.files import check_zip
 from support.settings import SHAPE
 
 
+# integers would load without a word, rounded or scaled by whoever made them
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def is_checkpoint(name):
     """Is it a name of ours? model_best.pt and model_00003_backup.pt are somebody else's."""
     return re.fullmatch(r"model_\d{5,}\.pt", name) is not None
@@ -134,6 +138,10 @@ def check_model(config, weights, source):
         plain = type(w) is torch.Tensor and w.layout == torch.strided and w.device.type == "cpu"
         if not plain or not w.is_contiguous():
             raise UserError(f"{broken}{name} is no plain tensor")
+        # (older files carry their causal masks along, which nobody loads)
+        if w.dtype not in WEIGHT_TYPES and not name.endswith((".attn.bias", ".attn.masked_bias")):
+            raise UserError(f"{broken}{name} is {str(w.dtype)[6:]}: weights are numbers of 16, 32 "
+                            "or 64 bits with a fraction; a quantized model must be converted back")
         if not torch.isfinite(w).all():
             raise UserError(f"{broken}{name} has numbers that are nan or infinite")
     need = count_parameters(SimpleNamespace(**config))

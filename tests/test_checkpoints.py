@@ -69,6 +69,19 @@ def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_r
     assert said in play_refuses("info", checkpoint)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_are_numbers_with_a_fraction(dtype, checkpoint, play_refuses):
+    """int8 and bool would load without a word, as other weights; every floating type of 16 bits or more is welcome."""
+    file = torch.load(checkpoint, weights_only=True)
+    name = "transformer.h.0.ln_1.weight"
+    file["model"][name] = file["model"][name].to(dtype)
+    torch.save(file, checkpoint)
+    if dtype.is_floating_point:
+        assert load_checkpoint(checkpoint)["model"][name].dtype == dtype
+    else:
+        assert f"{name} is {str(dtype)[6:]}" in play_refuses("info", checkpoint)
+
+
 # --- those of the original build-nanogpt ----------------------------------------------------------
 
 def save_as_the_original(path, monkeypatch, **extra):

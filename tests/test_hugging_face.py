@@ -36,7 +36,8 @@ def edit_safetensors(path, change):
     (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "transformer.ln_f.bias has numbers that are nan"),
     (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(1, 1, 32, 32)}), "has 4 dimensions"),
     (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(())}), "size mismatch"),
-], ids=["missing", "no embedding", "extra", "wrong shape", "NaN", "4-D", "0-D"])
+    (lambda w: w.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.int8)}), "transformer.ln_f.bias is int8"),
+], ids=["missing", "no embedding", "extra", "wrong shape", "NaN", "4-D", "0-D", "int8"])
 def test_weights_that_do_not_fit_are_named(change, said, tmp_path, play_refuses):
     random_model().save_pretrained(tmp_path / "hf", 97)
     edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
