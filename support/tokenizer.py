@@ -12,6 +12,7 @@ what a checkpoint keeps).
 """
 import base64
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -32,11 +33,18 @@ class GPT2Tokenizer:
     # how text is cut before BPE: contractions, then letters, digits and other signs, each with one
     # space before it
     PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+    SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
     def __init__(self):
         import tiktoken
-        with open(asset("gpt2.tiktoken"), "rb") as f:
-            pairs = [line.split() for line in f]
+        path = asset("gpt2.tiktoken")
+        with open(path, "rb") as f:
+            data = f.read().replace(b"\r\n", b"\n")  # git on Windows may have changed its lines
+        if hashlib.sha256(data).hexdigest() != self.SHA256:
+            # with a part of the ranks everything would work, with other tokens
+            raise UserError(f"{path} is damaged ({len(data):,} bytes, and it should have 835,554): "
+                            "git checkout assets/gpt2.tiktoken", who="node")
+        pairs = [line.split() for line in data.splitlines()]
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
         self.eot = len(ranks)  # 50256, the one token that no text can contain
         self.n_vocab = self.eot + 1

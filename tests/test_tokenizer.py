@@ -1,11 +1,13 @@
 """Facts about tokenizers: text becomes tokens and the same text again, here and in Hugging Face's libraries."""
 import functools
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import refusal
 
+from support import files, tokenizer
 from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
                                saved_spec)
 
@@ -27,6 +29,18 @@ def test_text_to_tokens_to_text_is_the_identity(text):
         ids = t.encode(text)
         assert t.decode(ids) == text and t.eot not in ids and max(ids) < t.n_vocab
         assert load_tokenizer(t.spec).encode(text) == ids, "the spec in a checkpoint makes the same tokenizer"
+
+
+def test_a_damaged_vocabulary_is_refused(tmp_path, monkeypatch):
+    """With the first half of the ranks everything would work, and every text have other tokens."""
+    with open(os.path.join(files.ASSETS, "gpt2.tiktoken"), "rb") as f:
+        data = f.read()
+    monkeypatch.setattr(files, "ASSETS", str(tmp_path))
+    for damaged in (data[: len(data) // 2], data[: data.rindex(b"\n", 0, -1) + 1], b"", data.replace(b"IQ==", b"IQ=?")):
+        (tmp_path / "gpt2.tiktoken").write_bytes(damaged)
+        assert "git checkout assets/gpt2.tiktoken" in refusal(tokenizer.GPT2Tokenizer)
+    (tmp_path / "gpt2.tiktoken").write_bytes(data.replace(b"\n", b"\r\n"))  # as git writes it on Windows
+    assert tokenizer.GPT2Tokenizer().n_vocab == 50257
 
 
 def test_a_character_tokenizer_names_what_it_does_not_know():
