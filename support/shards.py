@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from support.console import UserError
+from support.console import UserError, print0
 from support.files import ASSETS, atomic_write, lock_directory, remove_half_written
 from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
@@ -95,10 +95,23 @@ def no_data(root):
 
 
 def list_shards(root, split):
-    """The paths of a split's shards in a directory, in the order of the stream."""
+    """
+    The paths of a split's shards in a directory, in the order of the stream: those that meta.json
+    speaks of. Where there is none, as in the directories of the original's fineweb.py: all.
+    """
     if not os.path.exists(root):
         raise no_data(root)
     paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
+    metas = [read_meta(path) for path in list_metas(root)]
+    if metas:
+        known = {shard["name"] for meta in metas for shard in meta["shards"]}
+        unknown = [path for path in paths if os.path.basename(path) not in known]
+        paths = [path for path in paths if path not in unknown]
+        if unknown:
+            # another corpus or tokenizer perhaps; or a part whose meta-k-of-n.json was not copied
+            print0(f"{len(unknown)} {split} shard(s) in {root} are in no meta.json and not used: "
+                   f"{os.path.basename(unknown[0])}{', ...' if len(unknown) > 1 else ''}; if they "
+                   "are of another part, bring its meta-k-of-n.json, too")
     if not paths:
         raise UserError(f"no {split} shards in {root}: run python fineweb.py, or try "
                         "--preset=laptop", who="node")

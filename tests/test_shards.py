@@ -76,6 +76,19 @@ def test_a_damaged_directory_is_refused_when_training_starts(damage, make, tmp_p
     refusal(train_gpt2.run, [*TINY, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}"])
 
 
+def test_a_shard_that_no_meta_json_speaks_of_is_not_trained_on(make, capsys):
+    """Another corpus' shard, put beside: its name is said. Without any meta.json, as the original, all count."""
+    out = make("out")
+    listed = list_shards(str(out), "train")
+    assert [os.path.basename(path) for path in listed] == [path.name for path in shards(out)[1:]]
+    shutil.copy(shards(out)[1], out / "edufineweb_train_000999.npy")
+    capsys.readouterr()
+    assert list_shards(str(out), "train") == listed
+    assert "1 train shard(s)" in (said := capsys.readouterr().out) and "edufineweb_train_000999.npy" in said
+    (out / "meta.json").unlink()
+    assert len(list_shards(str(out), "train")) == len(listed) + 1
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_shard_that_is_no_file(kind, tmp_path, refused):
     write_shards(tmp_path / "shards", [500, 1000])
