@@ -20,6 +20,7 @@ from support.console import UserError, print0
 from support.files import ASSETS, atomic_write, lock_directory, remove_half_written
 from support.tokenizer import gpt2_tokenizer, load_tokenizer
 
+IN_USE = "wait for it, or choose another --out"
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
 
 
@@ -197,16 +198,31 @@ def lock_part(out, k, n):
     Make a directory, and be the only one in it that makes part k of n; other parts may be made at
     the same time.
     """
-    name = ".lock" if n == 1 else f".lock-{k}-of-{n}"
     try:
         os.makedirs(out, exist_ok=True)
-        lock = lock_directory(out, "wait for it, or choose another --out", name)
+        lock = lock_directory(out, IN_USE, lock_name(k, n))
     except OSError as e:
         raise UserError(f"cannot write to {out} ({e.strerror}): choose another --out")
     try:
+        # only now that ours is held: of two who come at the same moment one sees the other
+        refuse_other_parts(out, n)
         yield
     finally:
         lock.release()
+
+
+def lock_name(k, n):
+    """The name of the lock of part k of n."""
+    return ".lock" if n == 1 else f".lock-{k}-of-{n}"
+
+
+def refuse_other_parts(out, n):
+    """UserError if a run is at work in a directory that cuts the corpus into another number."""
+    for path in glob.glob(os.path.join(glob.escape(out), ".lock*")):
+        name = os.path.basename(path)
+        parts = re.fullmatch(r"\.lock(?:-\d+-of-(\d+))?", name)
+        if parts and int(parts[1] or 1) != n:
+            lock_directory(out, IN_USE, name).release()
 
 
 def list_metas(root):
@@ -422,8 +438,8 @@ def remove_abandoned(out, settings, k, n):
         if other_setting(meta, settings, n) is None:
             continue
         if meta["part"] != [k, n]:
-            with lock_part(out, *meta["part"]):
-                pass  # it is not running, or this line has refused to go on
+            # it is not running, or this line refuses to go on
+            lock_directory(out, IN_USE, lock_name(*meta["part"])).release()
         # a shard is there before meta.json speaks of it; the first two come together
         leftovers = {shard_name(*meta["part"], 0), shard_name(*meta["part"], 1)} - known
         tokenizer = str(meta["settings"].get("tokenizer"))
