@@ -35,6 +35,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -42,12 +43,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from support.console import UserError, one_line, print_here, run_program
+from support.console import UserError, one_line, print_beside_bar, print_here, run_program
 from support.settings import check_limits, knob, parse_flags
-from support.shards import (check_directory, count, describe_work, find_meta, has_all,
-                            is_complete, lock_part, meta_tokenizer, new_meta, remove_abandoned,
-                            remove_half_written_shards, shard_name, summary, write_meta,
-                            write_shard)
+from support.shards import (check_directory, check_unmodified, count, describe_work, find_meta,
+                            has_all, is_complete, last_modified, lock_part, meta_tokenizer,
+                            new_meta, remove_abandoned, remove_half_written_shards, shard_name,
+                            summary, write_meta, write_shard)
 from support.tokenizer import check_start, make_tokenizer, read_text
 
 
@@ -149,13 +150,39 @@ def load_hub(config):
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
 
 
+def from_library(rows):
+    """
+    Yield what a library's iterator yields. Each library has exceptions of its own for what is
+    damaged, gone, or not answered: they become OSError. Our own code is not in here.
+    """
+    rows = iter(rows)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except ModuleNotFoundError:  # a package is missing: run_program names it
+            raise
+        except Exception as e:  # the library's
+            raise OSError(one_line(e)) from e
+        yield row
+
+
+def peek(lines):
+    """The first bytes of an open file, which stay to be read. Raises OSError."""
+    try:
+        return lines.peek(1000)[:1000]
+    except (EOFError, zlib.error) as e:  # a .gz that is cut off or damaged at once
+        raise OSError(one_line(e)) from e
+
+
 def read_rows(piece, start, text_key):
     """
     Yield the rows of a piece from row `start` on, each with the share of the piece read so far:
     (share, text), str or bytes; for .jsonl (share, line), bytes.
     """
     if not isinstance(piece, str):
-        for row in piece.skip(start):
+        for row in from_library(piece.skip(start)):
             yield 0.0, row.get(text_key)  # a dataset does not tell how many there are
     elif piece.endswith(".parquet"):
         yield from read_parquet(piece, start, text_key)
@@ -166,8 +193,8 @@ def read_rows(piece, start, text_key):
         size = os.path.getsize(piece)
         with open(piece, "rb") as f:
             lines = gzip.open(f) if piece.endswith(".gz") else f
-            check_start(lines.peek(1000)[:1000], piece)
-            for line in itertools.islice(lines, start, None):
+            check_start(peek(lines), piece)
+            for line in from_library(itertools.islice(lines, start, None)):
                 yield f.tell() / size, line
 
 
@@ -176,7 +203,11 @@ def read_parquet(path, start, text_key):
     import pyarrow as pa
     import pyarrow.parquet as pq
     # pre_buffer would hold a whole row group in memory
-    with pq.ParquetFile(path, pre_buffer=False) as f:
+    try:
+        f = pq.ParquetFile(path, pre_buffer=False)
+    except (OSError, pa.ArrowException) as e:
+        raise OSError(one_line(e)) from e
+    with f:
         columns = f.schema_arrow.names
         if text_key not in columns:
             raise UserError(f"{path} has no column {text_key!r}: with --text_key choose one of "
@@ -185,7 +216,7 @@ def read_parquet(path, start, text_key):
         row = 0
         while groups and row + f.metadata.row_group(groups[0]).num_rows <= start:
             row += f.metadata.row_group(groups.pop(0)).num_rows  # skipped unread
-        for table in f.iter_batches(1000, row_groups=groups, columns=[text_key]):
+        for table in from_library(f.iter_batches(1000, row_groups=groups, columns=[text_key])):
             # as bytes: what is not UTF-8 is mended where all texts are, in row_text
             for text in table.column(0).cast(pa.large_binary()).to_pylist():
                 if row >= start:
@@ -210,11 +241,9 @@ def read_batches(pieces, first, start, text_key):
                     yield Batch(i, start, name, (i + share) / len(pieces), rows, size)
                     start += len(rows)
                     rows, size = [], 0
-        except (UserError, ModuleNotFoundError):
-            raise
-        except Exception as e:  # damaged, gone, the network: each library has its own exceptions
-            raise UserError(f"cannot read {name} after row {start + len(rows)} ({one_line(e)}): "
-                            "finished shards stay; the same command goes on after them")
+        except OSError as e:  # damaged, gone, the network
+            raise UserError(f"cannot read {name} after row {start + len(rows)} ({e}): finished "
+                            "shards stay; the same command goes on after them")
         if rows:
             yield Batch(i, start, name, (i + 1) / len(pieces), rows, size)
         start = 0
@@ -420,7 +449,7 @@ class ShardWriter:
                                "documents": documents})
         meta["tokens"] += len(tokens)
         meta["documents"] += documents
-        tqdm.write(f"{path}: {len(tokens):,} tokens, {documents:,} documents begin in it")
+        print_beside_bar(f"{path}: {len(tokens):,} tokens, {documents:,} documents begin in it")
 
     def save_meta(self, piece, row, tokens):
         """Write meta.json, which speaks of a shard only after it is on the disk."""
@@ -503,10 +532,11 @@ def make_missing_shards(config, files, settings, k, n):
         raise UserError(f"--part={config.part}: parts are whole input files, of which there are "
                         f"{len(pieces)}: try --part=1/{len(pieces)}")
     if meta:
+        check_unmodified(config.out, meta, files)
         tokenizer = meta_tokenizer(config.out, meta)
     else:
         tokenizer = choose_tokenizer(config, pieces)
-        meta = new_meta(settings, k, n, tokenizer)
+        meta = new_meta(settings, k, n, tokenizer, last_modified(files))
     meta["max_shards"] = config.max_shards
     check_space(config, meta, files)
     writer = ShardWriter(config, meta, tokenizer)
@@ -528,9 +558,21 @@ def fill_shards(config, writer, pieces):
             nothing_yet = len(batch.tokens) == 0 and meta["bytes"] == 0
             report_skipped(batch.skipped, config.strict, nothing_yet)
             writer.add(batch)
+            check_length(config, meta["bytes"], meta["tokens"] + writer.filled)
             if writer.is_finished():
                 return
         writer.finish(len(pieces))
+
+
+def check_length(config, size, tokens):
+    """
+    UserError if a token stands for a hundred bytes of the corpus. English has about four a token;
+    with a hundred, whole documents have become tokens, and there is nothing to learn in between.
+    """
+    if size > 1000 and size > 100 * tokens:
+        raise UserError(f"--tokenizer={config.tokenizer} makes {tokens:,} tokens of {size:,} "
+                        "bytes, whole documents in one token: choose a smaller bpe:N, char, or "
+                        "gpt2")
 
 
 def report_skipped(skipped, strict, nothing_yet):
@@ -543,7 +585,7 @@ def report_skipped(skipped, strict, nothing_yet):
     if skipped and nothing_yet:
         raise UserError(f"{skipped[0]}, as in every row so far: is --text_key right?")
     for line in skipped:
-        tqdm.write(f"skipped: {line}", file=sys.stderr)
+        print_beside_bar(f"skipped: {line}", sys.stderr)
 
 
 def report(config, meta, what):

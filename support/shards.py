@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,14 +231,17 @@ def list_metas(root):
     return sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
 
 
-def new_meta(settings, k, n, tokenizer):
-    """The meta.json of a part that has no shards yet -> dict"""
+def new_meta(settings, k, n, tokenizer, modified=0):
+    """
+    The meta.json of a part that has no shards yet -> dict. modified: see last_modified. It is no
+    setting, since copies of the corpus on other machines may have times of their own.
+    """
     spec = tokenizer.spec
     if spec["name"] == "bpe":
         spec = {"name": "bpe"}  # the rest goes into tokenizer.json
     return {"settings": settings, "part": [k, n], "tokenizer": spec, "n_vocab": tokenizer.n_vocab,
             "eot": tokenizer.eot, "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
-            "done": False, **dict.fromkeys(COUNTS, 0),
+            "modified": modified, "done": False, **dict.fromkeys(COUNTS, 0),
             "position": {"piece": 0, "row": 0, "tokens": 0}, "shards": []}
 
 
@@ -286,6 +290,7 @@ def is_meta(meta):
             and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
             and all(is_shard_entry(entry) for entry in meta["shards"])
             and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
+            and type(meta.get("modified", 0)) is int and 0 <= meta.get("modified", 0) < 2**40
             and type(k) is int and type(n) is int and 1 <= k <= n)
 
 
@@ -377,26 +382,44 @@ def describe_work(config, files):
     The settings that the bytes of the shards depend on -> dict of texts and numbers. files: paths,
     or None where the corpus is a dataset.
     """
-    source = f"{config.dataset} {config.name}"
+    source, ends = f"{config.dataset} {config.name}", ""
     if files is not None:
-        # by names and sizes: to compare every byte would take as long as to make the shards
+        # by names, sizes and ends: to compare every byte would take as long as to make the shards
         names = "".join(f"{os.path.basename(p)} {os.path.getsize(p)}\n" for p in files)
         # (fsencode: a name need not be UTF-8)
         digest = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
         size = sum(os.path.getsize(path) for path in files)
         source = f"{len(files)} files, {size} bytes, {digest}"
+        ends = hash_ends(files)
     tokenizer = config.tokenizer
     if os.path.isfile(tokenizer):
         tokenizer = f"{os.path.basename(tokenizer)} {file_sha256(tokenizer)[:16]}"
-    return {"source": source, "text_key": config.text_key, "tokenizer": tokenizer,
+    return {"source": source, "ends": ends, "text_key": config.text_key, "tokenizer": tokenizer,
             "shard_size": config.shard_size, "val_tokens": config.val_tokens}
+
+
+def hash_ends(files):
+    """A hash of the first and the last 64 kB of each file: an edit often keeps the size."""
+    found = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as f:
+            found.update(f.read(2**16))
+            f.seek(max(0, os.path.getsize(path) - 2**16))
+            found.update(f.read(2**16))
+    return found.hexdigest()[:16]
+
+
+def last_modified(files):
+    """When the youngest file was modified, in whole seconds; 0 where the corpus is a dataset."""
+    return max((int(os.path.getmtime(path)) for path in files or []), default=0)
 
 
 def other_setting(meta, settings, n):
     """What a meta.json was made with that is not what is asked for now -> text, or None."""
-    theirs = {**meta["settings"], "parts": meta["part"][1]}
+    # what an older version of this program did not note is taken to be the same
+    theirs = {**settings, **meta["settings"], "parts": meta["part"][1]}
     for key, value in {**settings, "parts": n}.items():
-        if theirs.get(key) != value:
+        if theirs[key] != value:
             return f"another {key} ({theirs.get(key)}, not {value})"
     return None
 
@@ -425,6 +448,16 @@ def find_meta(out, settings, k, n):
         if problem := shard_problem(path, shard["tokens"], mine["dtype"]):
             raise UserError(f"{problem}: delete {out} and start over, or choose another --out")
     return mine
+
+
+def check_unmodified(out, meta, files):
+    """UserError if a run would go on with files that have been modified since it began."""
+    now = last_modified(files)
+    began = meta.get("modified", now)  # an older version did not note it
+    if meta["shards"] and began != now:
+        raise UserError(f"the files have been modified since {out} was begun ({time.ctime(now)}, "
+                        f"and it was {time.ctime(began)}): choose another --out; or, if every byte "
+                        f"is the same, restore the time of the youngest: touch -d @{began} FILE")
 
 
 def remove_abandoned(out, settings, k, n):

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -548,6 +549,80 @@ def test_one_run_in_a_directory(mine, theirs, code, make_two, two_files, tmp_pat
     if code == 0:
         make_two("alone", f"--part={theirs}")
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("mine, theirs", [("1/1", "1/2"), ("1/2", "1/1"), ("1/2", "1/3")])
+def test_runs_that_cut_the_corpus_differently_see_each_other(mine, theirs, make_two, two_files, tmp_path, monkeypatch):
+    """At the very start too, when neither has written a meta.json: the second one is refused."""
+    choose, results = fineweb.choose_tokenizer, []
+
+    def meanwhile(config, pieces):
+        if not results:
+            results.append(None)
+            results[0] = refusal(make_two, "out", f"--part={theirs}")
+        return choose(config, pieces)
+    monkeypatch.setattr(fineweb, "choose_tokenizer", meanwhile)
+    make_two("out", f"--part={mine}")
+    assert "another run is writing to" in results[0]
+
+
+def interrupted(make_two, monkeypatch):
+    """A run that a full disk has ended after its third shard -> the directory"""
+    write_shard = fineweb.write_shard
+
+    def fails(path, tokens):
+        if path.endswith("_000003.npy"):
+            raise OSError(28, "No space left on device")
+        return write_shard(path, tokens)
+    monkeypatch.setattr(fineweb, "write_shard", fails)
+    refusal(make_two, "out")
+    monkeypatch.setattr(fineweb, "write_shard", write_shard)
+
+
+@pytest.mark.parametrize("where, said", [(0, "another ends"), (-20, "another ends"), (None, "been modified since")])
+def test_a_file_edited_to_the_same_size_between_two_runs(where, said, make_two, tmp_path, monkeypatch):
+    """Half of the shards would be of another text: seen by a hash of the ends, or by the time of the change."""
+    interrupted(make_two, monkeypatch)
+    path = tmp_path / "corpus" / "1.jsonl"
+    before = os.stat(path).st_mtime
+    if where is not None:
+        data = bytearray(path.read_bytes())
+        data[where] ^= 1
+        path.write_bytes(data)
+        os.utime(path, (before, before))
+    else:
+        os.utime(path, (before + 5, before + 5))
+    assert said in refusal(make_two, "out")
+
+
+def test_what_an_older_version_has_begun_goes_on(make_two, tmp_path, monkeypatch):
+    """Its meta.json has neither a hash nor a time: names and sizes are compared, as they were then."""
+    interrupted(make_two, monkeypatch)
+    path = tmp_path / "out" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["modified"], meta["settings"]["ends"]
+    path.write_text(json.dumps(meta))
+    make_two("out")
+    assert stream(tmp_path / "out") == stream(make_two("alone"))
+
+
+def test_a_tokenizer_that_makes_a_token_of_a_document(tmp_path):
+    """Words of a thousand letters, each again and again: each becomes one token, and nothing is left to learn."""
+    words = ["".join(random.Random(seed).choices("abcdefgh", k=1100)) for seed in range(2)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", words * 30)
+    flags = [f"--files={corpus}", "--shard_size=1000"]
+    said = refusal(fineweb.main, [*flags, f"--out={tmp_path / 'out'}", "--tokenizer=bpe:4000"])
+    assert "--tokenizer=bpe:4000 makes" in said and "whole documents" in said
+    fineweb.main([*flags, f"--out={tmp_path / 'out'}", "--tokenizer=bpe:300"])
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_damaged_file(make_two, monkeypatch):
+    """Only what a library raises is what a file is blamed for."""
+    def fault(*args):
+        raise NameError("of ours")
+    monkeypatch.setattr(fineweb, "check_start", fault)
+    with pytest.raises(NameError):
+        make_two("out")
 
 
 def test_a_finished_directory_needs_no_lock(make_two, monkeypatch, capsys):
