@@ -745,6 +745,7 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
     if not is_first_process():
         return True
     try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # or has somebody deleted the log?
         with atomic_write(path) as f:  # tensor by tensor: no second copy of all
             torch.save(state, f)
         checkpoints.remove_old(os.path.dirname(path), keep_last)

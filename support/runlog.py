@@ -40,6 +40,7 @@ class RunLog:
     waiting: list = field(default_factory=list)  # lines that a full disk has refused so far
     first_step: int = 0
     max_steps: int = 0
+    settings: dict = field(default_factory=dict)  # what settings.json holds
     began: float = field(default_factory=time.time)
 
     def time_left(self, step):
@@ -59,6 +60,8 @@ class RunLog:
             return
         self.waiting += [f"{step} {stream} {value}\n" for stream, value in streams.items()]
         try:
+            if self.lock and not os.path.exists(self.lock.lock_file):
+                self.make_again()
             if self.events:
                 for stream, value in streams.items():
                     self.events.add_scalar(stream, float(value), step)
@@ -69,6 +72,27 @@ class RunLog:
         except OSError as e:
             print0(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
                   "lines wait")
+
+    def make_again(self):
+        """
+        Somebody has deleted the log directory, and with it the lock that keeps other runs away.
+        What comes from now on is kept. Raises OSError.
+        """
+        log_dir = os.path.dirname(self.path)
+        os.makedirs(log_dir, exist_ok=True)
+        self.lock.release()
+        self.lock = lock_directory(log_dir, "a run that has begun before writes there, too")
+        write_settings(log_dir, self.settings)
+        if self.events:
+            self.events = type(self.events)(log_dir)
+        print0(f"warning: {log_dir} was deleted: it is made again, without the lines and the "
+               "checkpoints of earlier steps")
+
+
+def write_settings(log_dir, settings):
+    """settings.json"""
+    with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
+        json.dump(settings, f, indent=2)
 
 
 def append(path, data):
@@ -102,15 +126,15 @@ def open_log(log_dir, settings, checkpoint):
             drop_lines(path, first_step)
         else:
             move_aside(log_dir)
-        with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
-            json.dump({**settings, "launch": identity.launch()}, f, indent=2)
+        settings = {**settings, "launch": identity.launch()}
+        write_settings(log_dir, settings)
         events = None
         if writer:  # what will come again counts no more
             events = writer(log_dir, purge_step=first_step if goes_on else None)
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
     return RunLog(path, lock, events, first_step=first_step,
-                  max_steps=settings["train_config"]["max_steps"])
+                  max_steps=settings["train_config"]["max_steps"], settings=settings)
 
 
 def check_log_dir(log_dir, data_root):

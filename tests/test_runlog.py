@@ -1,6 +1,7 @@
 """Facts about the record of a run: each step stands in it once, and nothing of another run is lost."""
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,24 @@ def test_a_full_disk_stops_no_training(train, tmp_path, monkeypatch, capsys):
     names = sorted(p.name for p in (tmp_path / "log").iterdir() if not p.name.startswith("."))
     assert names == ["log.txt", *(f"model_{s:05d}.pt" for s in (2, 4, 10)), "settings.json"]
     assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
+
+
+@pytest.mark.parametrize("when", ["get_lr", "evaluate_val_loss"])
+def test_a_log_directory_that_is_deleted_is_made_again(when, train, refused, tmp_path, monkeypatch, capsys):
+    """During a step or an eval: what comes later is kept, its last checkpoint too, and no other run gets in."""
+    real, log_dir, refusals = getattr(train_gpt2, when), tmp_path / "log", []
+
+    def deleted(step, *args):
+        if step == 2:
+            shutil.rmtree(log_dir)
+        if step == 3:
+            refusals.append(refused())
+        return real(step, *args)
+    monkeypatch.setattr(train_gpt2, when, deleted)
+    log = train("log", "--max_steps=4", "--eval_every=1", "--save_every=2")
+    assert list(log["train"]) == [2, 3] and f"{log_dir} was deleted" in capsys.readouterr().out
+    assert load_checkpoint(str(log_dir / "model_00004.pt"))["step"] == 4 and (log_dir / "settings.json").exists()
+    assert "another run is writing to" in refusals[0]
 
 
 def test_a_log_directory_that_cannot_be_written(text, refused):
