@@ -161,7 +161,7 @@ def meeting_place(limit):
         return {}
     # after a restart the addresses of the dead are still in torchrun's store, and who reads them
     # waits in vain: so each attempt has names of its own. (On several machines the attempts are not
-    # counted alike: see the README.)
+    # counted alike.)
     store, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)

@@ -9,7 +9,7 @@ from support.health import compare_to_reference, read_reference
 
 
 def test_the_reference_curves():
-    """The public runs of the README's table end where it says; this is what --reference draws."""
+    """The public runs of docs/curves.md end where it says; this is what --reference draws."""
     columns = read_reference()
     assert columns["step"][-1] == 19072 and (columns["val_a"][-1], columns["val_b"][-1]) == (3.0663, 3.0717)
     assert (columns["hella_a"][-1], columns["hella_b"][-1]) == (0.3058, 0.3074) and len(columns["step"]) == 78

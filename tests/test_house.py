@@ -128,7 +128,7 @@ class AtImport(ast.NodeVisitor):
 # --- imports --------------------------------------------------------------------------------------
 
 HOUSE = {*map(module, [*TOP, *SUPPORT]), *map(module, MAY_IMPORT), "tools", "tests", "exercises", "conftest",
-         "small_runs"}
+         "pages", "small_runs"}
 
 
 @pytest.mark.parametrize("path", TOP)
@@ -187,10 +187,10 @@ def test_the_readme_names_every_file_and_folder(readme, heading):
 
 
 def test_every_file_has_its_tests():
-    """tests/test_files.py is about support/files.py, and so on; further ones are about the house and its READMEs."""
+    """tests/test_files.py is about support/files.py, and so on; further ones are about the house and its pages."""
     files = [path for path in (*TOP, *SUPPORT, *TOOLS) if not path.endswith("__init__.py")]
     expected = {f"tests/test_{os.path.basename(path)}" for path in files}
-    further = {f"tests/test_{name}.py" for name in ("house", "readme", "readme_zh")}
+    further = {f"tests/test_{name}.py" for name in ("house", "docs")}
     assert set(paths("tests/test_*.py")) == expected | further
 
 

@@ -28,31 +28,7 @@ Parts
 The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default, the loss from
 all logits at once.
 
-What a profile of it said (torch.profiler; B=4, T=1024, two busy cores of an AMD EPYC, 2026-11-22;
-shares of the step)
-    39%  matrix products of the linear layers          bfloat16 is 4 to 5 times float32 here
-    19%  attention: forward 7, backward 12             PyTorch's flash kernel; left as it is
-    12%  AdamW, tensor by tensor                       fused: a fifth of that
-    10%  copies: weights cast to bfloat16, gradients   compiling fuses most of them
-         and logits to float32
-     5%  log-softmax, besides its copies               the loss in pieces: less memory, see below
-     7%  GELU, layer norms, zero-filled gradients      compiling fuses them
-and at T=32, besides: a tenth to a quarter of the step went into pages that the kernel zeroes anew
-(keep_freed_memory).
-
-The loss in pieces of n tokens, B=4, T=1024: peak memory, and seconds of a step (medians of 2 to 5
-runs)
-    n = 512     compiled 4.6 to 4.8 GB, 8.6 s    eager 4.9 to 5.0 GB, 8.0 s
-    n = 1024             4.4 to 4.5 GB, 7.1 s          5.2 to 5.3 GB, 7.7 s
-    n = 2048             4.3 to 4.4 GB, 7.0 s          5.6 to 5.7 GB, 8.6 s
-    n = 4096             4.3 to 4.4 GB, 7.4 s
-Compiled, each piece's gradient of the head (77 MB) waits for all the others: many of them weigh
-more than the logits that they save.
-
-Tried and left out, each with its time as a multiple of the time before: huge pages
-(THP_MEM_ALLOC_ENABLE=1) 1.14, the head checkpointed 1.25, its gradients made in its forward 0.97
-for 20 lines (compiled), F.linear_cross_entropy with pieces of 256 tokens 1.6, one matmul for all
-logits and pieces for the loss alone: no slower, but 4.8 GB.
+docs/speed.md has the table, where the time of a step goes, and what was tried and left out.
 
 Contents
     1 the frame               in_turn, worker, and the lines of the table
