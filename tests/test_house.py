@@ -190,7 +190,7 @@ def test_every_file_has_its_tests():
     """tests/test_files.py is about support/files.py, and so on; further ones are about the house and its pages."""
     files = [path for path in (*TOP, *SUPPORT, *TOOLS) if not path.endswith("__init__.py")]
     expected = {f"tests/test_{os.path.basename(path)}" for path in files}
-    further = {f"tests/test_{name}.py" for name in ("house", "docs")}
+    further = {f"tests/test_{name}.py" for name in ("house", "docs", "docs_zh")}
     assert set(paths("tests/test_*.py")) == expected | further
 
 
