@@ -142,7 +142,7 @@ def test_flags_in_sentences_exist():
         with open(os.path.join(ROOT, path), encoding="utf-8") as f:
             known |= set(re.findall(r"--[a-z_]+", f.read()))
     # torchrun's, of which an older one lacks two; Slurm's
-    known |= {*torchruns_flags(), "--shutdown-timeout", "--signals-to-handle", "--signal", "--help"}
+    known |= {*torchruns_flags(), "--shutdown-timeout", "--signals-to-handle", "--signal", "--help", "--debug"}
     for page, text in ENGLISH.items():
         assert set(re.findall(r"(?<=`)--[\w-]+", prose(text))) - known == set(), page
 
