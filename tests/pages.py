@@ -6,7 +6,7 @@ import re
 from small_runs import ROOT
 
 # Pages that are still being written: links to them may lead nowhere. Empty when they are there
-COMING = {"docs/reading.md", "docs/look.md", "docs/finetuning.md",
+COMING = {"tools/gpu_report.py", "docs/reading.md", "docs/look.md", "docs/finetuning.md",
           "docs/zh/reading.md", "docs/zh/look.md", "docs/zh/finetuning.md"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -106,7 +106,7 @@ def parse(words):
     script, *argv = argv
     if script == "-m":
         return
-    assert os.path.isfile(os.path.join(ROOT, script)), f"there is no {script}"
+    assert os.path.isfile(os.path.join(ROOT, script)) or script in COMING, f"there is no {script}"
     if script == "train_gpt2.py":
         configs = parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)[:2]
         check_settings(*configs)
