@@ -355,6 +355,38 @@ def last_merge(token, ranks):
     return parts
 
 
+def byte_letters():
+    """
+    How bytes are written in a tokenizer.json of byte-level BPE, and in GPT-2's own files, which
+    are text -> {byte: letter}
+    """
+    # a byte that prints is its own letter, the others are those from U+0100 on
+    letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
+    return letters
+
+
+def token_bytes(tokenizer, i):
+    """
+    What one token stands for, in bytes and not as text: it may be a part of a character, and then
+    decode([i]) is only U+FFFD.
+    """
+    name = tokenizer.spec["name"]
+    if name == "gpt2":
+        return tokenizer.bpe.decode_single_token_bytes(i)
+    if name == "char":
+        return tokenizer.chars[i].encode("utf-8", "surrogatepass")
+    from tokenizers import decoders
+    token = tokenizer.bpe.id_to_token(i)
+    if token is None:  # a tokenizer.json may leave out ids
+        return b""
+    bytes_of = {letter: b for b, letter in byte_letters().items()}
+    is_byte_level = isinstance(tokenizer.bpe.decoder, decoders.ByteLevel)
+    if is_byte_level and bytes_of.keys() >= set(token):
+        return bytes(bytes_of[letter] for letter in token)
+    return tokenizer.decode([i]).encode()
+
+
 def hugging_face_tokenizer(tokenizer):
     """
     One of our tokenizers -> the same as a tokenizers.Tokenizer, whose to_str() is a tokenizer.json
@@ -370,10 +402,7 @@ def hugging_face_tokenizer(tokenizer):
     elif spec["name"] == "gpt2":
         tokens = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
         ranks = {token: i for i, token in enumerate(tokens)}
-        # GPT-2's files are text: a byte that prints is its own letter, the others are those from
-        # U+0100 on
-        letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
-        letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
+        letters = byte_letters()
 
         def spell(token):
             return "".join(letters[b] for b in token)

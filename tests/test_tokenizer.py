@@ -9,7 +9,7 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
-                               saved_spec)
+                               saved_spec, token_bytes)
 
 
 def test_gpt2s_tokenizer():
@@ -41,6 +41,15 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, monkeypatch):
         assert "git checkout assets/gpt2.tiktoken" in refusal(tokenizer.GPT2Tokenizer)
     (tmp_path / "gpt2.tiktoken").write_bytes(data.replace(b"\n", b"\r\n"))  # as git writes it on Windows
     assert tokenizer.GPT2Tokenizer().n_vocab == 50257
+
+
+@given(st.text())
+@settings(max_examples=50, deadline=None)
+def test_a_token_is_bytes(text):
+    """A character may be several tokens: only their bytes together are the text, one of them decodes to U+FFFD."""
+    for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
+        assert b"".join(token_bytes(t, i) for i in t.encode(text)) == text.encode()
+    assert [token_bytes(gpt2_tokenizer(), i) for i in gpt2_tokenizer().encode("漢")] == [b"\xe6", b"\xbc", b"\xa2"]
 
 
 def test_a_character_tokenizer_names_what_it_does_not_know():
