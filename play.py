@@ -3,6 +3,7 @@ What you do with a trained model: let it write, talk with it, plot its run, hand
 
     python play.py sample MODEL "To be, or" --num_samples=4  # or @prompt.txt; - is stdin
     python play.py chat MODEL                                # it goes on where you stop
+    python play.py look MODEL "To be, or" --out=look.html    # what it thinks, on a page
     python play.py plot log log2 --out=log.png --reference   # beside two public runs
     python play.py export MODEL DIR                          # for transformers, and us
     python play.py info MODEL                                # sizes, losses, settings
@@ -20,7 +21,8 @@ Contents
     4 handing it on                 export
     5 what is in it, what it needs  info, estimate
     6 HellaSwag                     measure_hellaswag
-    7 the command line              COMMANDS, parse_args, main
+    7 what it thinks                show_look
+    8 the command line              COMMANDS, parse_args, main
 
 The function of a command takes the parsed flags, args, and prints what it has to say.
 A mistake that you can put right is a UserError: one line, and exit code 2.
@@ -39,6 +41,7 @@ from typing import NamedTuple
 import torch
 
 import hellaswag
+import look
 import train_gpt2
 from support.arithmetic import CARDS, flops_per_token, largest
 from support.checkpoints import load_weights
@@ -679,11 +682,98 @@ def measure_hellaswag(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 7 the command line
+# 7 what it thinks
+
+def read_one_item(path, number):
+    """Line `number`, from 1, of a .jsonl file with HellaSwag items -> dict. Or a UserError."""
+    if not os.path.isfile(path):
+        raise UserError(f"--hellaswag={path}: there is no such file")
+    items = list(hellaswag.read_examples(path))
+    if not 1 <= number <= len(items):
+        raise UserError(f"--item={number}: {path} has items 1 to {len(items)}")
+    return items[number - 1]
+
+
+def check_look_flags(args):
+    """
+    UserError for values that cannot work -> the names of the models, and the text (None with
+    --hellaswag, which brings its own).
+    """
+    check_sampling({"temperature": args.temperature, "seed": args.seed})
+    if args.generate < 0:
+        raise UserError(f"--generate={args.generate}: must be at least 0")
+    if os.path.splitext(args.out)[1] != ".html":
+        raise UserError(f"--out={args.out}: the name must end in .html")
+    names, text = args.words, None
+    if not args.hellaswag:
+        names, text = args.words[:-1], args.words[-1]
+    if not 1 <= len(names) <= 2:
+        raise UserError("give one model or two, and then a text: python play.py look "
+                        'MODEL "To be, or" (or --hellaswag=ITEMS.jsonl instead of the text)')
+    return names, text
+
+
+def write_on(model, tokenizer, ids, args):
+    """
+    What the model writes after ids (list): args.generate tokens, drawn as `sample` draws
+    them, or fewer where it ends its text -> list of the new ids
+    """
+    settings = {"temperature": args.temperature, "top_k": 50, "top_p": 1.0,
+                "max_new_tokens": args.generate}
+    device = model.lm_head.weight.device
+    generator = torch.Generator(device).manual_seed(args.seed)
+    new = list(continue_text(model, tokenizer, list(ids), settings, generator))
+    if len(new) < args.generate:
+        new.append(tokenizer.eot)  # that it ends here is something to look at, too
+    return new
+
+
+def load_pair(names, device):
+    """One or two names of models -> pairs (name, GPT), and their tokenizer. Or a UserError."""
+    models, tokenizers = [], []
+    for name in names:
+        model, tokenizer, _ = load(name, device)
+        models.append((name, model))
+        tokenizers.append(tokenizer)
+    if tokenizers[0].spec != tokenizers[-1].spec:
+        raise UserError(f"{names[0]} and {names[1]} have different tokenizers: their "
+                        "tokens cannot be compared, so look at each by itself")
+    return models, tokenizers[0]
+
+
+def show_look(args):
+    """What a model thinks of a text, token by token: a page for your browser."""
+    names, text = check_look_flags(args)
+    # always in float32: the page shows what the model does, not how 16 bits round it
+    config = train_gpt2.TrainConfig(device=args.device, dtype="float32")
+    device = train_gpt2.setup_distributed(config).device
+    if args.hellaswag:
+        example = read_one_item(args.hellaswag, args.item)
+        models, tokenizer = load_pair(names, device)
+        page = look.make_item_page(models, tokenizer, example)
+    else:
+        prompt = read_prompt(text)
+        models, tokenizer = load_pair(names, device)
+        ids = tokenize(tokenizer, prompt)
+        new = write_on(models[0][1], tokenizer, ids, args)
+        page = look.make_page(models, tokenizer, ids + new, written=len(new))
+
+    try:
+        with atomic_write(args.out, "w", encoding="utf-8", newline="\n") as f:
+            f.write(page)
+    except OSError as e:
+        raise UserError(f"cannot write {args.out} ({e.strerror}): choose another place "
+                        "with --out")
+    print(f"wrote {args.out} ({len(page) / 1e6:.1f} MB): open it in a browser")
+
+
+# -------------------------------------------------------------------------------------------------
+# 8 the command line
 
 COMMANDS = {
     "sample": sample,
     "chat": chat,
+    "look": show_look,
     "plot": plot,
     "export": export,
     "info": info,
@@ -753,6 +843,24 @@ def add_hellaswag_flags(parser):
                         help="tokens in a batch [16384 on CUDA, 512 elsewhere]")
 
 
+def add_look_flags(parser):
+    """Which models, what they read, where the page goes."""
+    parser.add_argument("words", nargs="+", metavar="MODEL [MODEL2] TEXT",
+                        help=f"{MODEL_HELP}; a second one to compare; and a text, @file, or - "
+                             "for stdin")
+    parser.add_argument("--out", default="look.html", help="the page [%(default)s]")
+    parser.add_argument("--generate", type=int, default=0, metavar="N",
+                        help="let the (first) model write N more tokens [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=1.0,
+                        help="for --generate, as for sample [%(default)s]")
+    parser.add_argument("--seed", type=int, default=42, help="for --generate [%(default)s]")
+    parser.add_argument("--hellaswag", metavar="ITEMS.jsonl",
+                        help="look at an item of this file instead of a text")
+    parser.add_argument("--item", type=int, default=1,
+                        help="which one, by its line [%(default)s]")
+    parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
+
+
 def add_machine_flags(parser):
     """Where the model computes, and in which numbers. As in training."""
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu")
@@ -779,6 +887,7 @@ def parse_args(argv):
                                     help="continuations of the prompt [%(default)s]")
     for name in ("sample", "chat"):
         add_sampling_flags(commands[name])
+    add_look_flags(commands["look"])
     add_plot_flags(commands["plot"])
     commands["export"].add_argument("dir", metavar="DIR", help="a new directory")
     add_hellaswag_flags(commands["hellaswag"])

@@ -48,6 +48,7 @@ SHORT = {
     "python play.py": "",
     "python play.py sample": "--max_new_tokens=4 --device=cpu",
     "python play.py chat": "--max_new_tokens=4 --device=cpu",
+    "python play.py look": "--device=cpu",
 }
 # What is not run here, by the beginning of its line. Its flags are checked all the same.
 NOT_RUN = {

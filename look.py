@@ -1,0 +1,388 @@
+"""
+What a model thinks of a text: as numbers, and as one page that opens in any browser.
+
+    python play.py look log/model_03921.pt "To be, or not to be" --out=look.html
+
+The numbers come from three small functions, which serve a notebook as well:
+
+    import look, play
+    model, tokenizer, _ = play.load("log/model_03921.pt")
+    ids = tokenizer.encode("To be, or not to be")
+    look.surprise(model, ids)                    # what each token cost, in nats
+    for logits in look.logit_lens(model, ids):   # what each layer would say
+        print(tokenizer.decode(logits.argmax(dim=1).tolist()))
+    for weights in look.attention(model, ids):   # where the heads of each block look
+        print(weights.argmax(dim=2))
+
+Contents
+    1 the numbers      residual_stream, surprise, logit_lens, attention, head_facts
+    2 tokens as text   spell, count_text
+    3 on the page      likeliest, look_at, look_at_endings, make_page, make_item_page
+How the page looks, and what it does when you point at something, is in assets/look.html.
+
+Letters in the comments on shapes: T tokens, C channels, nh heads, hs = C / nh, V rows of the
+vocabulary. Some of these rows are padding (GPTConfig.vocab_size). A cost counts them, as the loss
+in training does; what a model expects, and the rank of what came, are about real tokens only.
+"""
+import base64
+import json
+import math
+import unicodedata
+
+import torch
+from torch.nn import functional as F
+
+from support.console import UserError
+from support.files import asset
+from support.tokenizer import token_bytes
+
+# -------------------------------------------------------------------------------------------------
+# 1 the numbers. In all of them ids is a list of at most block_size ids, and the model is in eval
+# mode: dropout would make other numbers each time
+
+
+@torch.no_grad()
+def residual_stream(model, ids):
+    """
+    Yield the residual stream, (T, C): first the sum of the two embeddings, then what it is after
+    each block. n_layer + 1 tensors, of which the last one goes to ln_f and the head.
+    """
+    idx = torch.tensor([ids], device=model.lm_head.weight.device)  # (1, T)
+    positions = torch.arange(len(ids), device=idx.device)
+    x = model.transformer.wte(idx) + model.transformer.wpe(positions)  # (1, T, C)
+    yield x[0]
+    for block in model.transformer.h:
+        x = block(x)
+        yield x[0]
+
+
+@torch.no_grad()
+def surprise(model, ids):
+    """
+    What each token cost after the ones before it, -ln p, in nats -> (T-1,), for the first token
+    has nothing before it. The mean is the validation loss of this text. One id more than
+    block_size will do: nothing comes after the last one.
+    """
+    idx = torch.tensor([ids], device=model.lm_head.weight.device)  # (1, T)
+    logits, _ = model(idx[:, :-1])  # (1, T-1, V)
+    return F.cross_entropy(logits[0].float(), idx[0, 1:], reduction="none")
+
+
+@torch.no_grad()
+def logit_lens(model, ids):
+    """
+    Yield logits (T, V): what the model would say if the stream ended here, at the embeddings and
+    after each block. n_layer + 1 tensors; the last one is what it does say. (The idea is
+    nostalgebraist's, "interpreting GPT: the logit lens", 2020.)
+    """
+    # the blocks only ever add to the stream, so each of its states is in the head's language,
+    # more or less
+    for x in residual_stream(model, ids):
+        yield model.lm_head(model.transformer.ln_f(x))
+
+
+@torch.no_grad()
+def attention(model, ids):
+    """
+    Yield for each block how its heads spread their attention, (nh, T, T): the token of the second
+    dimension looks at those of the third, and its weights sum to 1.
+    """
+    T = len(ids)
+    # with the blocks first, zip ends without running the last one
+    for block, x in zip(model.transformer.h, residual_stream(model, ids), strict=False):
+        # flash attention never makes these weights: here they are computed again from q and k
+        q, k, _ = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=1)  # (T, C) each
+        q = q.view(T, block.attn.n_head, -1).transpose(0, 1)  # (nh, T, hs)
+        k = k.view(T, block.attn.n_head, -1).transpose(0, 1)
+        scores = q @ k.mT / math.sqrt(k.size(2))  # (nh, T, T)
+        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
+        yield scores.masked_fill(future, -math.inf).softmax(dim=2)
+
+
+def mean_share(weights, places):
+    """
+    The share of attention (nh, T, T) that goes to some places (T, T), bool, as a mean over the
+    tokens that have such a place -> (nh,), nan if no token has one.
+    """
+    rows = places.any(dim=1)
+    share = (weights * places).sum(dim=2)  # (nh, T)
+    return share[:, rows].mean(dim=1)
+
+
+def head_facts(weights, ids):
+    """
+    Four facts about each head of a block, weights (nh, T, T) -> (nh, 4), nan where a text cannot
+    show one. Means over the tokens but the first, which can look only at itself:
+        how far back it looks, in tokens
+        the share on the first token, where heads look that have nothing to look for
+        the share on earlier copies of the same token
+        the share on what came after those copies: an induction head (Olsson et al. 2022), which
+        expects that what came then comes again
+    The last two are means over the tokens that have occurred before.
+    """
+    positions = torch.arange(len(ids), device=weights.device)
+    distance = positions[:, None] - positions[None, :]  # (T, T), how far it is to the past
+    past = distance > 0
+    tokens = torch.tensor(ids, device=weights.device)
+    copies = (tokens[:, None] == tokens[None, :]) & past
+    # one place further on: a column of nothing in front, and the last one falls off
+    after_copies = F.pad(copies, (1, 0))[:, :-1] & past
+    first = torch.zeros_like(past)
+    first[1:, 0] = True
+    far = (weights * distance).sum(dim=2)[:, 1:].mean(dim=1)  # (nh,)
+    shares = [mean_share(weights, places) for places in (first, copies, after_copies)]
+    return torch.stack([far, *shares], dim=1)
+
+
+# -------------------------------------------------------------------------------------------------
+# 2 tokens as text
+
+SIGNS = {" ": "·", "\n": "↵", "\t": "→"}
+
+
+def find_sign(character):
+    """A character -> what is shown in its place, "" if it shows itself."""
+    if character in SIGNS:
+        return SIGNS[character]
+    if "\udc80" <= character <= "\udcff":  # a byte that is no character, see spell
+        return f"\\x{ord(character) - 0xdc00:02x}"
+    # C: controls, marks that turn the direction of writing; Z: other spaces and line ends
+    if unicodedata.category(character)[0] in "CZ":
+        return f"U+{ord(character):04X}"
+    return ""
+
+
+def spell(data):
+    """
+    The bytes of a token -> how it is shown: strings that are text and signs in turn, text first.
+
+        b" be\\n"     -> ["", "·", "be", "↵"]
+        b"\\xe4\\xb8"  -> ["", "\\\\xe4\\\\xb8"], two of the three bytes of a Chinese character
+    """
+    parts = [""]
+    # surrogateescape makes one special character of each byte that is no UTF-8
+    for character in data.decode("utf-8", "surrogateescape"):
+        sign = find_sign(character)
+        ends_in_a_sign = len(parts) % 2 == 0
+        if (sign != "") != ends_in_a_sign:
+            parts.append("")
+        parts[-1] += sign if sign else character
+    return parts
+
+
+def count_text(tokenizer, ids):
+    """How many characters and UTF-8 bytes of text these ids are -> two ints"""
+    # <|endoftext|> stands between texts and is no part of one
+    data = b"".join(token_bytes(tokenizer, i) for i in ids if i != tokenizer.eot)
+    # a character counts where its first byte is. Its other bytes are 10xxxxxx
+    characters = sum(byte & 0b11000000 != 0b10000000 for byte in data)
+    return characters, len(data)
+
+
+# -------------------------------------------------------------------------------------------------
+# 3 on the page
+
+EXPECTED = 10  # how many of the tokens that a model expected are shown
+IN_A_CELL = 5  # and of those that a layer would say
+FULL_ROWS = 256  # above so many tokens, a row of attention is cut
+LARGEST = 16  # to its largest weights
+
+
+def for_json(values, digits=4):
+    """
+    A number or (nested) lists of them -> the same, rounded. JSON knows neither nan nor infinity:
+    they become None.
+    """
+    if isinstance(values, list):
+        return [for_json(value, digits) for value in values]
+    return round(values, digits) if math.isfinite(values) else None
+
+
+def likeliest(logits, n_vocab, k):
+    """
+    logits (n, V) -> the k likeliest real tokens of each row, the first one first: lists `ids` and
+    `probabilities`, n times k
+    """
+    probabilities = logits.float().softmax(dim=1)[:, :n_vocab]
+    values, ids = probabilities.topk(min(k, n_vocab), dim=1)
+    return {"ids": ids.tolist(), "probabilities": for_json(values.tolist())}
+
+
+def ranks(logits, targets, n_vocab):
+    """Among the real tokens, 1 the likeliest: logits (n, V), targets, a list of n ids -> list"""
+    logits = logits[:, :n_vocab]
+    came = logits[torch.arange(len(targets)), targets]  # (n,)
+    return (1 + (logits > came[:, None]).sum(dim=1)).tolist()
+
+
+def totals(costs, characters, size):
+    """
+    costs (n,) in nats; characters and bytes of these tokens -> the loss in four units, None where
+    there is nothing to divide by
+    """
+    # tensors, and not floats: divided by zero they are nan, which is what we mean
+    total = costs.double().sum()
+    loss = costs.double().mean()
+    return {
+        "nats_a_token": for_json(loss.item()),
+        "nats_a_character": for_json((total / characters).item()),
+        "bits_a_byte": for_json((total / math.log(2) / size).item()),
+        "perplexity": for_json(loss.exp().item(), 2),
+    }
+
+
+def in_bytes(values):
+    """Weights from 0 to 1 -> bytes. As 255 * sqrt(w): so small ones stay apart."""
+    return (255 * values.sqrt()).round().byte()
+
+
+def pack(tensor):
+    """A tensor of whole numbers -> its bytes as text, base64"""
+    return base64.b64encode(tensor.cpu().contiguous().numpy().tobytes()).decode()
+
+
+def pack_attention(weights):
+    """
+    The weights of a block, (nh, T, T), for the page, where as decimals they would take ten times
+    the space. -> `weights`, the lower triangle of each head, row by row. In a long text a row has
+    its LARGEST weights; `at`, uint16, where they are; and `rest`, the sum of the others.
+    """
+    T = weights.size(1)
+    if T <= FULL_ROWS:
+        rows, columns = torch.tril_indices(T, T)
+        return {"weights": pack(in_bytes(weights[:, rows, columns]))}
+    values, at = weights.topk(LARGEST, dim=2)  # (nh, T, LARGEST)
+    rest = (1 - values.sum(dim=2)).clamp(min=0)  # (nh, T)
+    return {"weights": pack(in_bytes(values)), "at": pack(at.to(torch.uint16)),
+            "rest": pack(in_bytes(rest))}
+
+
+def describe(model):
+    """What a model is, in a line"""
+    config = model.config
+    parameters = sum(p.numel() for p in model.parameters())
+    return (f"{parameters / 1e6:.3g}M parameters, {config.n_layer} blocks of {config.n_head} "
+            f"heads, {config.n_embd} channels")
+
+
+def look_at(name, model, tokenizer, ids):
+    """
+    What the page shows of a model that reads a text -> dict: costs and ranks of the tokens but
+    the first; what it expected after each; lens, for each layer; leads, the layer in which the
+    final answer is the first choice for the first time; attention and facts of each block
+    """
+    n_vocab = tokenizer.n_vocab
+    costs = surprise(model, ids)  # (T-1,)
+    lens = []
+    for logits in logit_lens(model, ids):
+        lens.append(likeliest(logits, n_vocab, IN_A_CELL))
+    # now logits are those of the last layer: the model's
+
+    choices = torch.tensor([layer["ids"] for layer in lens])[:, :, 0]  # (n_layer + 1, T)
+    # argmax finds the first one
+    leads = (choices == choices[-1]).int().argmax(dim=0)  # (T,)
+
+    heads, facts = [], []
+    for weights in attention(model, ids):
+        heads.append(pack_attention(weights))
+        facts.append(for_json(head_facts(weights, ids).tolist()))
+    return {
+        "name": name, "about": describe(model), "heads": model.config.n_head,
+        "costs": for_json(costs.tolist()), "ranks": ranks(logits[:-1], ids[1:], n_vocab),
+        "expected": likeliest(logits, n_vocab, EXPECTED),
+        "totals": totals(costs, *count_text(tokenizer, ids[1:])),
+        "lens": lens, "leads": leads.tolist(), "attention": heads, "facts": facts, "endings": [],
+    }
+
+
+@torch.no_grad()
+def look_at_endings(model, tokenizer, context, endings):
+    """
+    Token by token, what the endings (lists of ids) of a HellaSwag item cost after its context
+    (list of ids) -> list of dicts, as look_at. Their sums are those of hellaswag.score.
+    """
+    looks = []
+    for ending in endings:
+        ids = context + ending
+        costs = surprise(model, ids)[-len(ending):]
+        idx = torch.tensor([ids[:-1]], device=costs.device)
+        logits = model(idx)[0][0, -len(ending):]  # (n, V): before each token of the ending
+        looks.append({
+            "ids": ending, "costs": for_json(costs.tolist()),
+            "ranks": ranks(logits, ending, tokenizer.n_vocab),
+            "expected": likeliest(logits, tokenizer.n_vocab, EXPECTED),
+        })
+    return looks
+
+
+def read_item(example, tokenizer, block_size):
+    """A line of HellaSwag's file -> context and endings as ids, cut as hellaswag.pack does"""
+    # as hellaswag.tokenize_example, but in the tokens of this model
+    endings = [tokenizer.encode(" " + ending) for ending in example["endings"]]
+    longest = max(map(len, endings))
+    room = block_size + 1 - longest  # + 1: the last token is not shown, it is only predicted
+    if room < 1:
+        raise UserError(f"an ending of this item has {longest} tokens, and the model looks back "
+                        f"at {block_size}: try another --item")
+    return tokenizer.encode(example["ctx"])[-room:], endings
+
+
+def spell_all(page, tokenizer):
+    """Every id that is on the page -> {id: how it is shown}"""
+    expected = []
+    for model in page["models"]:
+        expected += [model["expected"], *model["lens"]]
+        expected += [ending["expected"] for ending in model["endings"]]
+    used = {*page["ids"], *page["context"]}
+    for ending in page["models"][0]["endings"]:
+        used.update(ending["ids"])
+    for lists in expected:
+        for ids in lists["ids"]:
+            used.update(ids)
+    return {i: spell(token_bytes(tokenizer, i)) for i in sorted(used)}
+
+
+def make_page(models, tokenizer, ids, written=0):
+    """
+    models: one or two pairs (name, GPT) with the same tokenizer. ids: the text that they read, of
+    which the first one has written the last `written` -> the page, as text. A text that is longer
+    than the context loses its beginning.
+    """
+    block_size = min(model.config.block_size for _, model in models)
+    shown = ids[-block_size:]
+    page = {
+        "ids": shown, "written": min(written, len(shown)), "left_out": len(ids) - len(shown),
+        "n_vocab": tokenizer.n_vocab, "context": [], "label": None,
+        "models": [look_at(name, model, tokenizer, shown) for name, model in models],
+    }
+    return fill(page, tokenizer)
+
+
+def make_item_page(models, tokenizer, example):
+    """
+    The same for a HellaSwag item (dict): its text is the context with the right ending, and there
+    is a view more, in which the four endings stand below each other.
+    """
+    block_size = min(model.config.block_size for _, model in models)
+    context, endings = read_item(example, tokenizer, block_size)
+    ids = context + endings[example["label"]]
+    shown = ids[-block_size:]
+    page = {
+        "ids": shown, "written": 0, "left_out": len(ids) - len(shown),
+        "n_vocab": tokenizer.n_vocab, "context": context, "label": example["label"],
+        "models": [look_at(name, model, tokenizer, shown) for name, model in models],
+    }
+    for look, (_, model) in zip(page["models"], models, strict=True):
+        look["endings"] = look_at_endings(model, tokenizer, context, endings)
+    return fill(page, tokenizer)
+
+
+def fill(page, tokenizer):
+    """What the page shows (dict) -> assets/look.html with it, as text"""
+    page["spelled"] = spell_all(page, tokenizer)
+    data = json.dumps(page, separators=(",", ":"), allow_nan=False)
+    # JSON has written all but ASCII as \u....: of what HTML knows, only < is left, which begins
+    # a tag
+    data = data.replace("<", "\\u003c")
+    with open(asset("look.html"), encoding="utf-8") as f:
+        return f.read().replace("PAGE_DATA", data, 1)
