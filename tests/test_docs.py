@@ -218,7 +218,7 @@ def test_python_in_the_pages_runs(at_work, capsys):
     examples = [text for language, text in FENCES if language == "python"]
     for example in examples:
         exec(example.replace("max_new_tokens=50", "max_new_tokens=5"), {})
-    assert examples and capsys.readouterr().out.startswith("To be, or")
+    assert examples and "To be, or" in capsys.readouterr().out
 
 
 # --- what one will see ----------------------------------------------------------------------------
