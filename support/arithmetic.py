@@ -8,6 +8,9 @@ from dataclasses import replace
 from support.settings import check_settings
 
 CARDS = (8, 16, 24, 40, 80)  # GB of the cards that memory is computed for
+FILLED = 0.93  # the share of the free memory to plan with: gaps between tensors take the rest
+# HellaSwag's largest batch on CUDA, tokens and scored positions: see hellaswag.py
+HELLASWAG_TOKENS, HELLASWAG_POSITIONS = 16384, 4096
 PEAKS = {
     # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice
     # as large)
@@ -52,65 +55,171 @@ def mfu(card, config, T, tokens_per_second):
     return f" | mfu {100 * flops_per_token(config, T) * tokens_per_second / peak:.1f}%"
 
 
-def memory(gpt_config, config, n):
-    """
-    What training needs on each of n GPUs, in 16 bits -> {what: (bytes, the arithmetic as text)}.
-    The activations are those that autograd keeps (counted with saved_tensors_hooks, see the tests);
-    what the kernels borrow for a moment, CUDA itself and fragmentation are an allowance.
-    """
-    V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
+def held(gpt_config, config, n):
+    """What is there in every phase of training -> {what: (bytes, the arithmetic as text)}"""
     N = count_parameters(gpt_config)
-    tokens = config.B * config.T
-    block = 12 * C * C + 13 * C  # parameters
     shares = 1 if config.shard == "no" else min(n, 8) if config.shard == "node" else n
     if config.offload:
         needs = {"state": (0, "weights, gradients and moments are in the CPU's memory")}
     else:  # float32: a weight, its gradient, two moments
         divided = f" / {shares}" if shares > 1 else ""
         needs = {"state": (16 * N / shares, f"16 bytes * {N / 1e6:.0f}M{divided}")}
-    # autocast's copies, kept for backward
-    needs["16-bit weights"] = (2 * N, f"2 bytes * {N / 1e6:.0f}M")
-    # embeddings and two blocks, with their gradients, are whole for a moment
-    if config.shard != "no":
-        whole = 8 * (C * (V + gpt_config.block_size) + 2 * block)
-        needs["gathered"] = (whole, "8 bytes * (embeddings + 2 blocks)")
-    # a block keeps 36 C bytes a token: its input, that of its MLP (4 each), both after the norms (2
-    # each), q, k, v (6), what attention says (2), the MLP's 4 C before and after GELU (8 each). Its
-    # input alone (4), if it is done again
+    if n > 1 and config.shard == "no":
+        # set to None before each step, gradients come anew beside the buckets that DDP averages
+        needs["DDP's buckets"] = (4 * N, f"4 bytes * {N / 1e6:.0f}M")
+    if n > 1:
+        needs["NCCL's buffers"] = (1e9, "0.5 to 1 GB")
+    return needs
+
+
+def copies(gpt_config, config, size, each):
+    """
+    What a forward needs beside the held weights. size: bytes of a number of the matmuls; each:
+    bytes for a gathered weight, with or without its gradient
+    """
+    V, C, N = gpt_config.vocab_size, gpt_config.n_embd, count_parameters(gpt_config)
+    needs = {}
+    if size == 2:  # autocast's, kept until the end of the forward, or for backward
+        needs["16-bit weights"] = (2 * N, f"2 bytes * {N / 1e6:.0f}M")
+    if config.shard != "no":  # embeddings and two blocks are whole for a moment
+        gathered = C * (V + gpt_config.block_size) + 2 * (12 * C * C + 13 * C)
+        needs["gathered"] = (each * gathered, f"{each} bytes * (embeddings + 2 blocks)")
+    return needs
+
+
+def step_needs(gpt_config, config, size):
+    """
+    Forward and backward of a micro batch. The activations are those that autograd keeps (counted
+    with saved_tensors_hooks, see the tests).
+    """
+    V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
+    tokens = config.B * config.T
+    needs = copies(gpt_config, config, size, each=8)
+    # a block keeps 36 C bytes a token in 16 bits: its input, that of its MLP (4 each), both after
+    # the norms (2 each), q, k, v (6), what attention says (2), the MLP's 4 C before and after GELU
+    # (8 each). In float32 all are 4 bytes: 64 C. Its input alone (4), if it is done again
+    block, end = 8 + 14 * size, 4 + size
     if config.activation_checkpointing:
-        kept, text = 4 * L + 36 + 6, f"(4 * {L} + 36 + 6)"
+        kept, text = 4 * L + block + end, f"(4 * {L} + {block} + {end})"
     else:
-        kept, text = 36 * L + 6, f"(36 * {L} + 6)"
+        kept, text = block * L + end, f"({block} * {L} + {end})"
     needs["activations"] = (tokens * C * kept, f"{tokens:,} tokens * {text} * {C} bytes")
     # log-softmax in float32 of all tokens, and gradients for a piece of them at a time
     rows = max(1024, tokens // 8)
     needs["logits"] = ((tokens * 4 + rows * 10) * V, f"({tokens:,} * 4 + {rows:,} * 10) * {V:,}")
-    needs["allowance"] = (1e9 + 0.1 * total(needs), "1 GB + 10%")
     return needs
 
 
+def eval_needs(gpt_config, config, size, tokens, logits):
+    """A forward that keeps nothing: logits are (bytes, text)."""
+    C = gpt_config.n_embd
+    needs = copies(gpt_config, config, size, each=4)
+    # at most, in a block: x, its norm in float32 and in 16 bits, the MLP's 4 C before and after
+    # GELU
+    kept = 8 + 10 * size
+    needs["activations"] = (tokens * C * kept, f"{tokens:,} tokens * {kept} * {C} bytes")
+    needs["logits"] = logits
+    return needs
+
+
+def validation_needs(gpt_config, config, size):
+    """B rows. Their logits are there for a piece at a time: in 16 bits, float32, log-softmax."""
+    V, tokens = gpt_config.vocab_size, config.B * config.T
+    rows = min(tokens, max(1024, tokens // 8))
+    logits = (rows * 10 * V, f"{rows:,} * 10 * {V:,}")
+    return eval_needs(gpt_config, config, size, tokens, logits)
+
+
+def hellaswag_needs(gpt_config, config, size):
+    """A batch, which does not depend on B: that of a step with B = 1 still needs more."""
+    V, tokens, positions = gpt_config.vocab_size, HELLASWAG_TOKENS, HELLASWAG_POSITIONS
+    logits = ((positions * size + 256 * 8) * V, f"({positions:,} * {size} + 256 * 8) * {V:,}")
+    needs = eval_needs(gpt_config, config, size, tokens, logits)
+    # who may look at whom: true or false, once more while it is put together, and as a number
+    row = min(tokens, gpt_config.block_size)
+    needs["mask"] = (tokens * row * (2 + size), f"{tokens:,} * {row:,} * {2 + size}")
+    return needs
+
+
+def samples_needs(gpt_config, config, size):
+    """Four rows at a time, a token each: what grows is their keys and values."""
+    L, C, T = gpt_config.n_layer, gpt_config.n_embd, gpt_config.block_size
+    needs = copies(gpt_config, config, size, each=4)
+    cache = 2 * L * 4 * T * C * size
+    needs["keys, values"] = (cache, f"2 * {L} layers * 4 rows * {T:,} * {C} * {size} bytes")
+    return needs
+
+
+def save_needs(gpt_config, config):
+    """The state goes to the CPU tensor by tensor. Shares of one are made whole first."""
+    if config.shard == "no":
+        return {}
+    V, C = gpt_config.vocab_size, gpt_config.n_embd
+    return {"a whole tensor": (8 * V * C, f"2 * 4 bytes * {V:,} * {C}")}
+
+
+def phases(gpt_config, config, n, dtype="bfloat16", hellaswag=True):
+    """
+    What each phase of training needs on each of n GPUs -> {phase: {what: (bytes, the arithmetic as
+    text)}}, with the phases step, validation, hellaswag (if it is measured), samples and save.
+    dtype: of the matmuls. What kernels borrow for a moment, CUDA itself and fragmentation are an
+    allowance.
+    """
+    size = 4 if dtype == "float32" else 2
+    own = {"step": step_needs(gpt_config, config, size),
+           "validation": validation_needs(gpt_config, config, size)}
+    if hellaswag:
+        own["hellaswag"] = hellaswag_needs(gpt_config, config, size)
+    own["samples"] = samples_needs(gpt_config, config, size)
+    own["save"] = save_needs(gpt_config, config)
+    result = {}
+    for phase, needs in own.items():
+        result[phase] = {**held(gpt_config, config, n), **needs}
+        result[phase]["allowance"] = (1e9 + 0.1 * total(result[phase]), "1 GB + 10%")
+    return result
+
+
 def total(needs):
-    """The bytes of what memory() returns."""
+    """The bytes of one phase of what phases() returns."""
     return sum(size for size, _ in needs.values())
+
+
+def peak(gpt_config, config, n, dtype="bfloat16", hellaswag=True):
+    """The phase that needs most -> its name, its bytes"""
+    totals = {}
+    for phase, needs in phases(gpt_config, config, n, dtype, hellaswag).items():
+        totals[phase] = total(needs)
+    highest = max(totals, key=totals.get)
+    return highest, totals[highest]
 
 
 def memory_text(gpt_config, config):
     """
-    What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them -> text, each number with
-    its arithmetic.
+    What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them, phase by phase -> text,
+    each number with its arithmetic.
     """
     check_settings(gpt_config, config)
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     flags = [f"B {config.B}", f"T {config.T}", f"--shard={config.shard}"]
     flags += ["--offload"] if config.offload else []
     flags += ["--activation_checkpointing"] if config.activation_checkpointing else []
     lines = [", ".join(flags)]
+    before = None
     for n in (1, 2, 4, 8):
-        needs = memory(gpt_config, config, n)
-        fits = [f"{card} GB" for card in CARDS if total(needs) <= card * 1e9]
-        parts = "; ".join(f"{what} {size / 1e9:.2f} ({how})" for what, (size, how) in needs.items())
-        lines.append(f"{n} GPU(s): {total(needs) / 1e9:.1f} GB each, fits "
-                     f"{', '.join(fits) or 'none of ours'} = {parts}")
-    lines.append("computed, not measured; the optimizer in float32, matmuls in 16 bits")
+        phase, most = peak(gpt_config, config, n, dtype, config.hellaswag)
+        fits = [f"{card} GB" for card in CARDS if most <= FILLED * card * 1e9]
+        lines.append(f"{n} GPU(s): {most / 1e9:.1f} GB each ({phase}), fits "
+                     f"{', '.join(fits) or 'none of ours'}")
+        all_needs = phases(gpt_config, config, n, dtype, config.hellaswag)
+        if all_needs == before:
+            lines[-1] += ", as above"
+            continue
+        before = all_needs
+        for phase, needs in all_needs.items():
+            parts = [f"{what} {size / 1e9:.2f} ({how})" for what, (size, how) in needs.items()]
+            lines.append(f"    {phase:10} {total(needs) / 1e9:5.1f} = {'; '.join(parts)}")
+    lines.append(f"computed, not measured; weights and optimizer in float32, matmuls in {dtype}. "
+                 f"Fits: at most {FILLED:.0%} of a card")
     return "\n".join(lines)
 
 
@@ -126,7 +235,7 @@ def largest(gpt_config, config, n, card):
         for B in (64, 32, 16, 8, 4, 2, 1):
             trial = replace(config, B=B, shard="all" if "s" in flags else "no",
                             offload="o" in flags, activation_checkpointing="a" in flags)
-            if total(memory(gpt_config, trial, n)) <= card * 1e9:
+            if peak(gpt_config, trial, n)[1] <= FILLED * card * 1e9:
                 best = max(best, (B, flags), key=lambda b: b[0])
                 break
         if best[0] >= 4:

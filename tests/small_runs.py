@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from support.console import UserError
 from support.processes import Card
@@ -43,6 +46,30 @@ def refusal(function, *args, exit_code=2):
     line = str(caught.value)
     assert caught.value.exit_code == exit_code and line and "\n" not in line, caught.value
     return line
+
+
+class LiveStorages(TorchDispatchMode):
+    """Adds up the bytes of all storages that operations have made and that are alive, and keeps the highest sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0
+
+    def gone(self, key):
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor):
+                storage = t.untyped_storage()
+                key = storage._cdata
+                if key not in self.sizes:
+                    self.sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.gone, key)
+        self.peak = max(self.peak, self.now)
+        return result
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ import sys
 
 import pytest
 import torch
-from small_runs import ROOT, refusal
+from small_runs import ROOT, LiveStorages, refusal
 
+import hellaswag
 import play
 import train_gpt2
-from support.arithmetic import flops_per_token, memory, mfu
+from support.arithmetic import (CARDS, HELLASWAG_POSITIONS, HELLASWAG_TOKENS, count_parameters, flops_per_token,
+                                largest, mfu, peak, phases, total)
 
 
 @pytest.mark.parametrize("card, peak", [
@@ -25,9 +27,18 @@ def test_the_share_of_a_cards_peak(card, peak):
     assert mfu(card, config, 1024, 100_000) == expected
 
 
-def test_the_activations_are_counted_right():
-    """What autograd keeps for backward in bfloat16, counted tensor by tensor, is what the estimate says, to 2%."""
-    gpt_config = train_gpt2.GPTConfig(block_size=256, vocab_size=512, n_layer=3, n_head=2, n_embd=128)
+SMALL = dict(block_size=256, n_layer=3, n_head=2, n_embd=128)
+
+
+def autocast(dtype):
+    """What train_gpt2 makes of a dtype's name, on the CPU."""
+    return torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_activations_are_counted_right(dtype):
+    """What autograd keeps for backward, counted tensor by tensor, is what the estimate says: 36 or 64 C bytes."""
+    gpt_config = train_gpt2.GPTConfig(vocab_size=512, **SMALL)
     model, kept = train_gpt2.GPT(gpt_config), {}
     weights = {p.data_ptr() for p in model.parameters()}
 
@@ -36,11 +47,94 @@ def test_the_activations_are_counted_right():
             kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
     x = torch.zeros(4, 256, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), autocast(dtype):
         _, loss = model(x, x)
-    needs = memory(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1)
-    expected = needs["activations"][0] + 4 * 256 * 512 * 4 + needs["16-bit weights"][0]
+    needs = phases(gpt_config, train_gpt2.TrainConfig(B=4, T=256), 1, dtype)["step"]
+    copies = needs["16-bit weights"][0] if dtype == "bfloat16" else 0
+    expected = needs["activations"][0] + 4 * 256 * 512 * 4 + copies
     assert loss.isfinite() and sum(kept.values()) == pytest.approx(expected, rel=0.02)
+
+
+def beside_the_weights(model):
+    """Counts what is alive, as LiveStorages does, but not the weights, which operations may return as views."""
+    live = LiveStorages()
+    live.sizes = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
+    return live
+
+
+def own_needs(phase, gpt_config, config, dtype):
+    """The bytes that a phase needs beside the state, without the allowance."""
+    needs = phases(gpt_config, config, 1, dtype)[phase]
+    return total(needs) - needs["state"][0] - needs["allowance"][0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("vocab_size", [128, 16384])
+def test_what_a_step_and_its_validation_need(vocab_size, dtype):
+    """
+    The bytes alive at their highest, for a vocabulary whose logits are nothing and for one whose logits are nearly all:
+    never above the estimate, and not far below it. (16-bit copies are made in the first forward.)
+    """
+    gpt_config = train_gpt2.GPTConfig(vocab_size=vocab_size, **SMALL)
+    config, model = train_gpt2.TrainConfig(B=16, T=256), train_gpt2.GPT(gpt_config)
+    x = torch.zeros(16, 256, dtype=torch.long)
+    with beside_the_weights(model) as live, torch.no_grad(), autocast(dtype):
+        model(x, x)
+    assert 0.7 < live.peak / own_needs("validation", gpt_config, config, dtype) < 1
+    with beside_the_weights(model) as live, autocast(dtype):
+        _, loss = model(x, x)
+        loss.backward()
+    gradients = 4 * count_parameters(gpt_config)
+    assert 0.8 < live.peak / (own_needs("step", gpt_config, config, dtype) + gradients) < 1.01
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_samples_need(dtype):
+    """Four rows, written until the window is full: keys, values and the 16-bit copies are nearly all."""
+    gpt_config = train_gpt2.GPTConfig(vocab_size=128, **SMALL)
+    model = train_gpt2.GPT(gpt_config)
+    with beside_the_weights(model) as live, autocast(dtype):
+        model.generate(torch.zeros(4, 8, dtype=torch.long), 200)
+    assert 0.8 < live.peak / own_needs("samples", gpt_config, train_gpt2.TrainConfig(), dtype) < 1.1
+
+
+def test_the_largest_batch_of_hellaswag_is_known():
+    """The estimate's figures are those of hellaswag.py, which support cannot import."""
+    assert hellaswag.BATCH_TOKENS["cuda"] == HELLASWAG_TOKENS and hellaswag.BATCH_POSITIONS == HELLASWAG_POSITIONS
+
+
+def table_of_batches():
+    """What `play.py estimate` prints -> (preset, GPUs, card in GB, B, flags) for each cell that has a B"""
+    cells = []
+    for preset in play.OPENAI:
+        values = {name: train_gpt2.PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
+        for n in (1, 2, 4, 8):
+            for card in CARDS:
+                cell = largest(train_gpt2.GPTConfig(**values), train_gpt2.TrainConfig(), n, card)
+                if cell != "-":
+                    B, flags = f"{cell} ".split(" ")[:2]
+                    cells.append((train_gpt2.GPTConfig(**values), n, card, int(B), flags))
+    return cells
+
+
+def test_no_eval_needs_more_than_a_step():
+    """For every B that is recommended, on cards of 8 to 80 GB: where a step fits, each eval does."""
+    cells = table_of_batches()
+    assert len(cells) > 70
+    for gpt_config, n, card, B, flags in cells:
+        config = train_gpt2.TrainConfig(B=B, shard="all" if "s" in flags else "no", offload="o" in flags,
+                                        activation_checkpointing="a" in flags)
+        phase, most = peak(gpt_config, config, n)
+        assert phase == "step" and most <= 0.93e9 * card, (gpt_config, n, card, B, flags)
+
+
+def test_several_processes_hold_more():
+    """DDP's buckets beside the gradients, 4 bytes a parameter, and NCCL's buffers; shares have no buckets."""
+    gpt_config, config = train_gpt2.GPTConfig(), train_gpt2.TrainConfig()
+    alone, together = (phases(gpt_config, config, n)["step"] for n in (1, 8))
+    assert together["DDP's buckets"][0] == 4 * count_parameters(gpt_config) and "DDP's buckets" not in alone
+    assert together["NCCL's buffers"][0] == 1e9
+    assert "DDP's buckets" not in phases(gpt_config, train_gpt2.TrainConfig(shard="all"), 8)["step"]
 
 
 def test_what_large_models_need(capsys):
@@ -48,8 +142,10 @@ def test_what_large_models_need(capsys):
     train_gpt2.run(["--preset=gpt2-xl", "--estimate"])
     assert "state 24.92 (16 bytes * 1558M)" in capsys.readouterr().out
     train_gpt2.run(["--preset=gpt2-xl", "--estimate", "--shard", "--activation_checkpointing"])
-    line = capsys.readouterr().out.splitlines()[4]
-    assert line.startswith("8 GPU(s)") and "state 3.12 (16 bytes * 1558M / 8)" in line
+    out = capsys.readouterr().out
+    eight = out[out.index("8 GPU(s)") :]
+    assert all(f"    {phase} " in eight for phase in ("step", "validation", "hellaswag", "samples", "save"))
+    assert eight.count("state 3.12 (16 bytes * 1558M / 8)") == 5
     refusal(train_gpt2.run, ["--estimate", "--B=0"])
     capsys.readouterr()
     play.main(["estimate"])

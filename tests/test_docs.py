@@ -17,7 +17,7 @@ from small_runs import ROOT
 import fineweb
 import play
 import train_gpt2
-from support.arithmetic import PEAKS, count_parameters, flops_per_token, memory, total
+from support.arithmetic import PEAKS, count_parameters, flops_per_token, peak
 from support.settings import check_settings, parse_flags
 
 # (language, or "" for commands; contents)
@@ -320,12 +320,14 @@ def test_the_arithmetic_of_machines_is_right():
     text = " ".join(ENGLISH["docs/machines.md"].split())
     gpt_config = train_gpt2.GPTConfig()
     for B in (4, 16, 32, 64):
-        gb = total(memory(gpt_config, train_gpt2.TrainConfig(B=B), 1)) / 1e9
+        gb = peak(gpt_config, train_gpt2.TrainConfig(B=B), 1)[1] / 1e9
         assert re.search(rf"\b{gb:.1f}( GB)? for (B = )?{B}\b", text), (B, gb)
+    alone, together = (peak(gpt_config, train_gpt2.TrainConfig(), n)[1] for n in (1, 8))
+    assert f"each needs {(together - alone) / 1e9:.2f} GB more" in text
     flops = 10e9 * flops_per_token(train_gpt2.GPTConfig(vocab_size=50257), 1024)
     peaks = {"V100": PEAKS["V100-SXM2"], **PEAKS}
-    for card, peak, hours in table("docs/machines.md", "card"):
-        assert float(peak) == peaks[card]
+    for card, tflops, hours in table("docs/machines.md", "card"):
+        assert float(tflops) == peaks[card]
         assert flops / (0.4 * peaks[card] * 1e12) / 3600 == pytest.approx(float(hours.split()[0]), rel=0.02)
     for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         shape = {k: v for k, v in train_gpt2.PRESETS[name].items() if k.startswith("n_")}

@@ -5,13 +5,10 @@ import io
 import json
 import math
 import os
-import weakref
 
 import pytest
 import torch
-from small_runs import ROOT, a_process, items_of, random_model, refusal
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from small_runs import ROOT, LiveStorages, a_process, items_of, random_model, refusal
 
 import hellaswag
 import play
@@ -252,30 +249,6 @@ def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
 
 
 # --- memory ---------------------------------------------------------------------------------------
-
-class LiveStorages(TorchDispatchMode):
-    """Adds up the bytes of all storages that operations have made and that are alive, and keeps the highest sum."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes, self.now, self.peak = {}, 0, 0
-
-    def gone(self, key):
-        self.now -= self.sizes.pop(key)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in tree_leaves(result):
-            if isinstance(t, torch.Tensor):
-                storage = t.untyped_storage()
-                key = storage._cdata
-                if key not in self.sizes:
-                    self.sizes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    weakref.finalize(storage, self.gone, key)
-        self.peak = max(self.peak, self.now)
-        return result
-
 
 @pytest.mark.parametrize("ctx, device, dtype", [
     (200, "cuda", torch.float32), (600, "cuda", torch.bfloat16), (1000, "cuda", torch.float32),
