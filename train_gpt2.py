@@ -43,6 +43,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 import hellaswag
 from support import checkpoints, hugging_face
 from support.arithmetic import memory_text, mfu
+from support.batch import choose_batch
 from support.compiling import check_cache, try_compiled
 from support.console import (UserError, is_first_process, one_line, print0, print_here, progress,
                              run_program)
@@ -52,7 +53,7 @@ from support.identity import run_number
 from support.processes import (Card, catch_signals, check_kernels, explain, find_card,
                                is_distributed, keep_freed_memory, meet, read_ranks)
 from support.runlog import RunLog, open_log
-from support.settings import (check_length, check_settings, choose_batch, knob, merge_settings,
+from support.settings import (check_length, check_settings, knob, merge_settings,
                               parse_flags)
 from support.sharding import shard_model
 from support.shards import list_shards, load_meta, open_shard
@@ -582,14 +583,14 @@ def setup_distributed(config):
     return Process(rank, num_processes, card, card.device, dtype, reason, autocast, config)
 
 
-def all_reduce(*values):
-    """The sum of each value over all processes -> list of floats"""
+def all_reduce(*values, op=dist.ReduceOp.SUM):
+    """The sum of each value over all processes, or with op MIN the smallest -> list of floats"""
     # sums and counts are exact, however unevenly the work is shared; means of means are not
     if not dist.is_initialized():
         return [float(v) for v in values]
-    sums = torch.tensor([float(v) for v in values], dtype=torch.float64)
-    dist.all_reduce(sums)
-    return sums.tolist()
+    results = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    dist.all_reduce(results, op)
+    return results.tolist()
 
 
 def choose_dtype(config, card):
@@ -913,8 +914,9 @@ def report_stop(step, process):
 def main(plan):
     # --- this process, its batch, its part of the data --------------------------------------------
     process = setup_distributed(plan.config)
-    # now that we know how many processes there are: B must divide each one's rows of a step
-    B, grad_accum_steps = choose_batch(plan.config, plan.given_flags, process.num_processes)
+    # B must divide each process's rows of a step, and fit into the fullest card
+    free = all_reduce(process.card.free, op=dist.ReduceOp.MIN)[0]
+    B, grad_accum_steps = choose_batch(plan, process, free)
     config = replace(plan.config, B=B)
     plan.config = process.config = config
     common = (process.rank, process.num_processes, plan.tokenizer.n_vocab, process.device.type)

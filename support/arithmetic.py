@@ -59,12 +59,15 @@ def held(gpt_config, config, n):
     """What is there in every phase of training -> {what: (bytes, the arithmetic as text)}"""
     N = count_parameters(gpt_config)
     shares = 1 if config.shard == "no" else min(n, 8) if config.shard == "node" else n
+    # float32: a weight, its gradient, two moments. --max_steps=0 only evaluates: weights alone
+    trains = config.max_steps > 0
+    each = 16 if trains else 4
     if config.offload:
         needs = {"state": (0, "weights, gradients and moments are in the CPU's memory")}
-    else:  # float32: a weight, its gradient, two moments
+    else:
         divided = f" / {shares}" if shares > 1 else ""
-        needs = {"state": (16 * N / shares, f"16 bytes * {N / 1e6:.0f}M{divided}")}
-    if n > 1 and config.shard == "no":
+        needs = {"state": (each * N / shares, f"{each} bytes * {N / 1e6:.0f}M{divided}")}
+    if n > 1 and config.shard == "no" and trains:
         # set to None before each step, gradients come anew beside the buckets that DDP averages
         needs["DDP's buckets"] = (4 * N, f"4 bytes * {N / 1e6:.0f}M")
     if n > 1:
@@ -161,17 +164,20 @@ def save_needs(gpt_config, config):
 def phases(gpt_config, config, n, dtype="bfloat16", hellaswag=True):
     """
     What each phase of training needs on each of n GPUs -> {phase: {what: (bytes, the arithmetic as
-    text)}}, with the phases step, validation, hellaswag (if it is measured), samples and save.
-    dtype: of the matmuls. What kernels borrow for a moment, CUDA itself and fragmentation are an
-    allowance.
+    text)}}, with the phases step, validation, hellaswag (if it is measured), samples and save;
+    without step and save for --max_steps=0. dtype: of the matmuls. What kernels borrow for a
+    moment, CUDA itself and fragmentation are an allowance.
     """
     size = 4 if dtype == "float32" else 2
-    own = {"step": step_needs(gpt_config, config, size),
-           "validation": validation_needs(gpt_config, config, size)}
+    own = {}
+    if config.max_steps > 0:
+        own["step"] = step_needs(gpt_config, config, size)
+    own["validation"] = validation_needs(gpt_config, config, size)
     if hellaswag:
         own["hellaswag"] = hellaswag_needs(gpt_config, config, size)
     own["samples"] = samples_needs(gpt_config, config, size)
-    own["save"] = save_needs(gpt_config, config)
+    if config.max_steps > 0:
+        own["save"] = save_needs(gpt_config, config)
     result = {}
     for phase, needs in own.items():
         result[phase] = {**held(gpt_config, config, n), **needs}

@@ -5,6 +5,7 @@ refuses your card.
 """
 import contextlib
 import ctypes
+import math
 import os
 import re
 import signal
@@ -35,6 +36,7 @@ class Card:
     capability: tuple = (0, 0)  # of a CUDA card: 9.0 is Hopper, 8.0 Ampere, 7.5 Turing
     archs: tuple = ()  # what this PyTorch has code for
     native_bfloat16: bool = False  # does a CPU multiply it?
+    free: float = math.inf  # bytes that nobody uses; on CUDA only do we ask
 
     def synchronize(self):
         """Wait until the device has done what was queued."""
@@ -71,7 +73,9 @@ def find_card(name, local_rank, num_processes):
                         who="me")
     torch.cuda.set_device(device)
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    return Card("cuda", device, name, capability, tuple(torch.cuda.get_arch_list()))
+    free, _ = torch.cuda.mem_get_info(device)
+    archs = tuple(torch.cuda.get_arch_list())
+    return Card("cuda", device, name, capability, archs, free=free)
 
 
 def check_kernels(card):

@@ -168,20 +168,3 @@ def check_length(config, given_flags, train_tokens, val_tokens):
         if tokens <= needed:
             raise UserError(f"the {split} split of {config.data_root} has {tokens} tokens: too "
                             f"short for a batch of {needed}: {advice}")
-
-
-def choose_batch(config, given_flags, num_processes):
-    """
-    The largest B, up to the preset's, for which a whole number of micro steps makes a batch; or the
-    B that was given. -> B, micro steps
-    """
-    row = config.T * num_processes  # tokens a step at B = 1
-    given = "B" in given_flags
-    for B in [config.B] if given else range(config.B, 0, -1):
-        if config.total_batch_size % (B * row) == 0:
-            return B, config.total_batch_size // (B * row)
-    unit = config.B * row if given else row
-    nearest = unit * max(1, round(config.total_batch_size / unit))
-    raise UserError(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * "
-                    f"processes = {unit}: "
-                    f"try --total_batch_size={nearest}")

@@ -36,7 +36,7 @@ def four_cards(monkeypatch):
     """torch says that there are four H100s -> the devices that were set, as a list."""
     chosen = []
     answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
-                   get_arch_list=list(H100.archs))
+                   get_arch_list=list(H100.archs), mem_get_info=(84.5e9, 85e9))
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
@@ -47,6 +47,7 @@ def test_one_gpu_for_each_process(four_cards):
     """Process 3 of its machine takes GPU 3; a fifth process finds no GPU."""
     card = find_card("auto", local_rank=3, num_processes=16)
     assert (card.kind, card.device, four_cards) == ("cuda", torch.device("cuda", 3), ["cuda:3"])
+    assert card.free == 84.5e9  # choose_batch plans with it
     assert "no GPU 4" in refusal(find_card, "auto", 4, 16)
 
 

@@ -11,7 +11,6 @@ from small_runs import ROOT, TINY, read_log, refusal
 
 import train_gpt2
 from support.console import UserError
-from support.settings import choose_batch
 from train_gpt2 import TrainConfig
 
 
@@ -41,17 +40,6 @@ def test_another_preset_than_the_checkpoints(train, tmp_path):
     train("log", "--save_every=10")
     line = refusal(train_gpt2.run, ["--preset=debug", f"--log_dir={tmp_path / 'log'}", "--resume=auto"])
     assert "of another model: n_layer is 2, not 12" in line
-
-
-def test_the_batch_size_that_fits():
-    """Without --B the largest one that divides is taken; with it, another total is proposed."""
-    assert choose_batch(TrainConfig(), {}, 1) == (64, 8)
-    assert choose_batch(TrainConfig(), {}, 8) == (64, 1)
-    assert choose_batch(TrainConfig(total_batch_size=6 * 1024), {}, 1) == (6, 1)
-    assert choose_batch(TrainConfig(total_batch_size=6 * 1024), {}, 2) == (3, 1)
-    assert choose_batch(TrainConfig(B=5, total_batch_size=15 * 1024), {"B": 5}, 3) == (5, 1)
-    refusal(choose_batch, TrainConfig(B=48), {"B": 48}, 1)
-    refusal(choose_batch, TrainConfig(), {}, 3)  # no power of two is a multiple of three
 
 
 @pytest.mark.parametrize("flags, said", [
