@@ -36,6 +36,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
+from support.attention import attention_for_any_shape
 from support.console import UserError, is_first_on_node, print0, progress, run_program
 from support.files import atomic_write, parse_json
 from support.tokenizer import check_start, gpt2_tokenizer
@@ -354,8 +355,9 @@ def batch_losses(model, batch, device):
     positions = torch.tensor(positions, device=device)  # (n,), among all B*N
     targets = torch.tensor([t for row in batch for t in row.targets], device=device)
     # no other logits are ever made
-    logits, _ = model(ids, positions=positions, position_ids=position_ids,
-                      attention_mask=attention_mask)  # (n, V)
+    with attention_for_any_shape():
+        logits, _ = model(ids, positions=positions, position_ids=position_ids,
+                          attention_mask=attention_mask)  # (n, V)
     losses = []
     # .float() and cross_entropy each make a float32 copy, so a few rows at a time
     for some_logits, some_targets in zip(logits.split(256), targets.split(256), strict=True):

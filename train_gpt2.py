@@ -43,6 +43,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 import hellaswag
 from support import checkpoints, hugging_face
 from support.arithmetic import memory_text, mfu
+from support.attention import attention_for_any_shape
 from support.batch import choose_batch
 from support.compiling import check_cache, try_compiled
 from support.console import (UserError, is_first_process, one_line, print0, print_here, progress,
@@ -313,7 +314,8 @@ class GPT(nn.Module):
             # the last position of each row, among all B*T
             B, T = new.size()
             last = torch.arange(T - 1, B * T, T, device=idx.device)  # (B,)
-            logits, _ = self(new, positions=last, cache=cache)  # (B, V)
+            with attention_for_any_shape():
+                logits, _ = self(new, positions=last, cache=cache)  # (B, V)
             new = sample(logits[:, :n_vocab].float(), temperature, top_k, top_p, generator)
             idx = torch.cat((idx, new), dim=1)
             yield new

@@ -8,6 +8,7 @@ support does it.
     tokenizer.py     text <-> ids: gpt2, char, bpe, tokenizer.json; and as Hugging Face's files
     shards.py        a directory of shards: headers, meta.json, checksums, its tokenizer
     arithmetic.py    parameters, FLOPs, memory, MFU: computed, with the arithmetic shown
+    attention.py     kernels for shapes that come once, as those of evals and samples
     batch.py         B: what divides a step, and what fits into the card
     checkpoints.py   find, verify, restore, rotate
     identity.py      which run is this? its number, and the launch of torchrun that it belongs to
