@@ -39,9 +39,13 @@ class Card:
     free: float = math.inf  # bytes that nobody uses; on CUDA only do we ask
 
     def synchronize(self):
-        """Wait until the device has done what was queued."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """
+        Wait until the device has done what was queued, be it CUDA's or a Mac's. Python's signal
+        handlers do not run meanwhile. Asking an event in a loop would let them, but help nobody: a
+        signal is only noted, and a step whose other process has died never ends. torchrun kills it.
+        """
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
 
 
 def find_card(name, local_rank, num_processes):
@@ -79,8 +83,8 @@ def find_card(name, local_rank, num_processes):
 
 
 def check_kernels(card):
-    """UserError unless this PyTorch was built for the card."""
-    if card.kind != "cuda":
+    """UserError unless this PyTorch was built for the card. AMD's are not checked."""
+    if card.kind != "cuda" or torch.version.hip is not None:
         return
     major, minor = card.capability
     # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later
@@ -89,7 +93,7 @@ def check_kernels(card):
         if (kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor):
             return
     raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install "
-                    "its build for CUDA 12.6")
+                    "one before 2.15, built for CUDA 12.6")
 
 
 # --- where processes meet -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from small_runs import H100, ROOT, refusal
 
 import train_gpt2
-from support.processes import TORCHRUN, catch_signals, check_kernels, find_card, read_ranks
+from support.processes import TORCHRUN, Card, catch_signals, check_kernels, find_card, read_ranks
 
 # --- the card -------------------------------------------------------------------------------------
 
@@ -28,7 +28,22 @@ def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
     if runs:
         assert check_kernels(card) is None
     else:
-        assert "CUDA 12.6" in refusal(check_kernels, card)
+        assert "install one before 2.15, built for CUDA 12.6" in refusal(check_kernels, card)
+
+
+def test_amds_cards_are_not_checked(monkeypatch):
+    """ROCm calls them gfx942 and the like, in the same list: nothing to compare a compute capability with."""
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert check_kernels(replace(H100, capability=(9, 4), archs=("gfx90a", "gfx942"))) is None
+
+
+@pytest.mark.parametrize("device, waits", [("cuda", 1), ("mps", 1), ("cpu", 0)])
+def test_a_step_is_done_when_its_device_is(device, waits, monkeypatch):
+    """A Mac's GPU is waited for, too: otherwise dt would be the time that queueing takes."""
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: calls.append(device))
+    Card(device, torch.device(device)).synchronize()
+    assert len(calls) == waits
 
 
 @pytest.fixture
