@@ -576,7 +576,7 @@ def setup_distributed(config):
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
                             "--shard")
-        # NCCL for GPU tensors, gloo for CPU tensors (all_reduce makes those). With gloo alone,
+        # NCCL for GPU tensors, gloo for CPU tensors (all_reduce makes both). With gloo alone,
         # everything distributed runs on a laptop, too
         backend = "cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo"
         meet(backend, config.dist_timeout_s)
@@ -590,7 +590,13 @@ def all_reduce(*values, op=dist.ReduceOp.SUM):
     # sums and counts are exact, however unevenly the work is shared; means of means are not
     if not dist.is_initialized():
         return [float(v) for v in values]
-    results = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    # over the network of the GPUs if a value is there, for which we wait; else over that of the
+    # CPUs, while the GPU goes on
+    device = "cpu"
+    for v in values:
+        if isinstance(v, torch.Tensor):
+            device = v.device
+    results = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
     dist.all_reduce(results, op)
     return results.tolist()
 

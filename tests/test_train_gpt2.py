@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import H100, TINY_CONFIG, assert_same_bits, hugging_face_model, random_model, refusal, write_shards
@@ -401,6 +402,24 @@ def test_processes_with_cards_meet_over_nccl(monkeypatch):
     process = setup_distributed(TrainConfig())
     assert (process.rank, process.num_processes, process.device) == (11, 16, H100.device)
     assert met == [("cpu:gloo,cuda:nccl", 600)]
+
+
+@pytest.mark.parametrize("values, op, device", [
+    ((torch.zeros((), device="meta"), 0), dist.ReduceOp.SUM, "meta"),  # a loss on the GPU, and how many signals
+    ((1,), dist.ReduceOp.SUM, "cpu"),
+    ((84e9,), dist.ReduceOp.MIN, "cpu")])
+def test_what_is_on_the_gpu_is_added_up_by_the_gpus(values, op, device, monkeypatch):
+    """NCCL for a tensor of the card (here: of `meta`), gloo for Python's numbers, which need not wait for the card."""
+    class Reduced(Exception):
+        pass
+
+    def reduce(tensor, asked):
+        assert tensor.device.type == device and tensor.dtype == torch.float64 and asked == op
+        raise Reduced
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", reduce)
+    with pytest.raises(Reduced):
+        train_gpt2.all_reduce(*values, op=op)
 
 
 def test_a_mac_has_no_torchrun(monkeypatch):
