@@ -177,8 +177,18 @@ train() { "$PYTHON" "$ROOT/train_gpt2.py" $tiny "$@"; }
 gpt2() { train --tokenizer=gpt2 "$@"; }
 resume() { cp -r ../made/log log; train --resume=auto --max_steps=6 "$@"; }
 resume_odd() { train --resume="../made/$1.pt" --log_dir=log --max_steps=6; }
-# start a run, send it a signal after nine seconds, and end with its exit code
-signal() { timeout --preserve-status -s "$1" 9 "$PYTHON" "$ROOT/train_gpt2.py" $tiny "${@:2}"; }
+# start a program, send it a signal as soon as it prints some words, and end with its exit code.
+# (set -m: otherwise bash lets what it starts in the background ignore Ctrl-C)
+signal() {
+  set -m
+  "$PYTHON" "$ROOT/$3" "${@:4}" > out 2>&1 &
+  until grep -q "$2" out; do sleep 0.1; done
+  kill -s "$1" $!
+  wait $!
+  code=$?
+  cat out
+  return $code
+}
 play() { "$PYTHON" "$ROOT/play.py" "$@"; }
 plot() { play plot "$@" --out=plot.svg; }
 fineweb() { "$PYTHON" "$ROOT/fineweb.py" --out=shards "$@"; }
@@ -221,10 +231,10 @@ ROWS = [
     Row("--max_steps below the steps done", "resume --max_steps=2", 2, "has done 4 steps"),
     Row("other data on resume", "head -c 15000 ../made/text.txt > b; resume --data_root=b", 2,
         "the data have changed"),
-    Row("a lost connection", "signal HUP --max_steps=1000000 --save_every=500000", 0,
-        "stopped by SIGHUP"),
-    Row("SIGTERM, and --save_every=0", "signal TERM --max_steps=1000000 --save_every=0", 0,
-        "no checkpoint"),
+    Row("a lost connection", "signal HUP loss: train_gpt2.py $tiny --max_steps=1000000 "
+        "--save_every=500000", 0, "stopped by SIGHUP"),
+    Row("SIGTERM, and --save_every=0", "signal TERM loss: train_gpt2.py $tiny "
+        "--max_steps=1000000 --save_every=0", 0, "no checkpoint"),
     # 3 a final checkpoint is not lost over something small
     Row("a terminal in ASCII", "PYTHONIOENCODING=ascii train; ls log", 0, "model_00004.pt"),
     Row("| head", "train | head -1; ls log", 0, "model_00004.pt"),
@@ -232,9 +242,9 @@ ROWS = [
     Row("stderr is closed", "train 2>&-; ls log", 0, "model_00004.pt"),
     Row("stdout is closed", "train >&-; ls log", 0, "model_00004.pt"),
     Row("--val_tokens below T", "train --val_tokens=5", 2, "try --val_tokens=32"),
-    Row("HellaSwag endings longer than the context", "score ../made/items.jsonl", 0, "acc_norm"),
-    Row("the log directory is deleted", "(sleep 6; rm -r log) & train --max_steps=9000 "
-        "--save_every=0 && ls log", 0, "log.txt"),
+    Row("HellaSwag endings longer than the context", "score ../made/long.jsonl", 0, "acc_norm"),
+    Row("the log directory is deleted", "(until [ -e log/log.txt ]; do sleep 0.1; done; rm -r "
+        "log) & train --max_steps=3000 --save_every=0 && ls log", 0, "log.txt"),
     # 4 no wrong numbers without a word
     Row("WORLD_SIZE without RANK", "WORLD_SIZE=2 train", 2, "start with torchrun"),
     Row("a text in UTF-16", "iconv -t UTF-16 ../made/text.txt > b; train --data_root=b", 2,
@@ -292,9 +302,8 @@ ROWS = [
     Row("python -OO play.py --help", 'PYTHONOPTIMIZE=2 play --help', 0, "sample"),
     Row("HellaSwag in Latin-1", r"printf 'caf\xe9' > b; score b", 2, "not a HellaSwag item"),
     Row("HellaSwag as .gz", "gzip -c ../made/items.jsonl > b.gz; score b.gz", 2, "gunzip"),
-    Row("HellaSwag: Ctrl-C", "timeout --preserve-status -s INT 9 "
-        '"$PYTHON" "$ROOT/play.py" hellaswag --model=../made/gpt2.pt --data=../made/many.jsonl',
-        130, ""),
+    Row("HellaSwag: Ctrl-C", "signal INT takes play.py hellaswag "
+        "--model=../made/gpt2.pt --data=../made/many.jsonl", 130, ""),
     Row("HellaSwag | true", "score ../made/items.jsonl | true", 0, ""),
     Row("fineweb: a name in Latin-1", r"cp ../made/documents.jsonl $'caf\xe9.jsonl'; "
         "fineweb --files='*.jsonl'", 0, "next:"),
@@ -321,7 +330,7 @@ ROWS = [
 ]
 
 
-def run_bash(line, folder, seconds=60):
+def run_bash(line, folder, seconds=120):
     """Run a line in a folder -> its exit code (None: it did not end), what it printed"""
     env = {**os.environ, "PYTHON": sys.executable, "ROOT": ROOT, "OMP_NUM_THREADS": "1"}
     shell = subprocess.Popen(["bash", "-c", COMMANDS + line], cwd=folder, env=env, text=True,
@@ -343,15 +352,15 @@ def make_things(folder):
     os.makedirs(work)
     with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
         text = f.read(60_000)
-    item = {"ctx": "A man sits. He", "label": 0,
-            "endings": ["stands up and walks away. " * 9, "sits", "eats", "runs away"]}
-    many = 20_000  # minutes of work
+    item = {"ctx": "A man sits. He", "label": 0, "endings": ["gets up", "sits", "eats", "runs"]}
+    long = {**item, "endings": ["stands up and walks away. " * 9, "sits", "eats", "runs"]}
     files = {"text.txt": text[:20_000],
              "documents.jsonl": "".join(json.dumps({"text": part}) + "\n"
                                         for part in text.split("\n\n")),
              "aaa.jsonl": json.dumps({"text": "a" * 200 + "!"}) + "\n",
              "items.jsonl": (json.dumps(item) + "\n") * 8,
-             "many.jsonl": (json.dumps(item) + "\n") * many,
+             "long.jsonl": json.dumps(long) + "\n",
+             "many.jsonl": (json.dumps(item) + "\n") * 200_000,  # minutes of work
              "string.jsonl": json.dumps({**item, "endings": "abcd"}) + "\n"}
     for name, contents in files.items():
         with open(os.path.join(made, name), "w", encoding="utf-8") as f:
