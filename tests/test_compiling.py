@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_runs import ROOT, TINY
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 import train_gpt2
-from train_gpt2 import GPT
+from train_gpt2 import GPT, GPTConfig
 
 
 def needs_a_compiler():
@@ -61,3 +63,30 @@ def test_a_cache_that_cannot_be_written(text, tmp_path):
                             env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(text / "cache")})
     assert result.returncode == 0 and result.stderr == ""
     assert f"TORCHINDUCTOR_CACHE_DIR={text / 'cache'} cannot be written" in result.stdout
+
+
+def test_ddp_cuts_compiled_code_at_each_part_of_the_loss():
+    """
+    It counts the head's weight again for each part, so four parts are three graphs more than one. That costs a sum of
+    gradients, and is why there are few parts; but one product for all rows would take more memory: see mean_loss.
+    """
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        counts = []
+        for B in (1, 4):  # a part has 1,024 rows or more
+            graphs.clear()
+            torch._dynamo.reset()
+            model = GPT(GPTConfig(vocab_size=10240, n_layer=1, n_head=1, n_embd=32))
+            x = torch.zeros(B, 1024, dtype=torch.long)
+            # a bucket that the head fills, as that of 124M fills one of 25 MB
+            DDP(torch.compile(model, backend=backend), bucket_cap_mb=1.05)(x, x)
+            counts.append(len(graphs))
+    finally:
+        dist.destroy_process_group()
+        torch._dynamo.reset()
+    assert counts[1] - counts[0] == 3, counts
