@@ -180,8 +180,9 @@ def run_program(run, argv=None):
         exit_code = 2
         say(UserError(missing_package(error), who="me"))
     except Exception as error:  # a bug of ours, or what no file of ours has foreseen
-        exit_code = 1
-        say(unexpected(error, argv))
+        error = unexpected(error, argv)
+        exit_code = error.exit_code
+        say(error)
     leave(exit_code)
 
 
@@ -200,6 +201,9 @@ def unexpected(error, argv):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         # stdout's disk, as a rule: what writes files says itself which one did not fit
         return UserError(f"cannot write ({error.strerror}): make room", "me", exit_code=1)
+    if isinstance(error, OSError) and error.filename is not None:
+        # no right to read it, a directory where a file should be, ...
+        return UserError(f"{error.filename}: {error.strerror}", "me")
     if "--debug" in argv:
         print_error("".join(traceback.format_exception(error)).rstrip())
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)

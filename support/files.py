@@ -3,6 +3,7 @@ Files that are whole or not there. Come here when a file was half written, when 
 used, or when two programs wrote to one directory.
 """
 import contextlib
+import errno
 import json
 import os
 import zipfile
@@ -70,6 +71,8 @@ def parse_json(text):
 
 def read_json(path):
     """A .json file -> what it says. Raises OSError, or ValueError for what is no JSON in UTF-8."""
+    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     with open(path, encoding="utf-8") as f:
         return parse_json(f.read())
 

@@ -6,9 +6,11 @@ checkpoints. A launch is one call of torchrun, which starts the processes again 
 settings.json names the launch that wrote it, so that a restart knows whether the run in log_dir is
 its own.
 """
-import json
 import os
 import secrets
+
+from support.files import read_json
+
 
 
 def goes_on(checkpoint, log_dir):
@@ -38,9 +40,8 @@ def launch():
 def read(log_dir):
     """settings.json -> the number of the run, its launch; "" for what is not known"""
     try:
-        with open(os.path.join(log_dir, "settings.json"), encoding="utf-8") as f:
-            settings = json.load(f)
-    except (OSError, ValueError, RecursionError):
+        settings = read_json(os.path.join(log_dir, "settings.json"))
+    except (OSError, ValueError):
         return "", ""
     if not isinstance(settings, dict):
         return "", ""

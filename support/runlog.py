@@ -138,12 +138,19 @@ def open_log(log_dir, settings, checkpoint):
 
 
 def check_log_dir(log_dir, data_root):
-    """UserError if log_dir is a folder that is for something else: a log would be lost in it."""
+    """UserError if log_dir is a folder for something else, or holds what only looks like a log."""
     folders = {"the data": data_root, "the program": PROGRAM, "a home": os.path.expanduser("~")}
     for what, folder in folders.items():
         if os.path.realpath(log_dir) == os.path.realpath(folder):
             raise UserError(f"--log_dir={log_dir} is the folder of {what}: choose one for the run, "
                             "as --log_dir=log", who="me")
+    if not os.path.isdir(log_dir):
+        return
+    for name in filter(is_ours, os.listdir(log_dir)):
+        path = os.path.join(log_dir, name)
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would keep us waiting
+            raise UserError(f"{path} is no file: move it away, or choose another place with "
+                            "--log_dir", who="me")
 
 
 def tensorboard_writer():

@@ -46,6 +46,12 @@ def test_a_bug_of_ours_is_a_line_and_its_traceback_a_file(tmp_path):
     assert f"train_gpt2.py --log_dir={tmp_path}\n" in text
 
 
+def test_a_file_that_cannot_be_used_is_named(tmp_path):
+    """A directory where a file should be, no right to read it: the system's words, and no talk of a fault of ours."""
+    code, _, err = run(f"run_program(lambda argv: open('{tmp_path}'))")
+    assert (code, err) == (2, f"error: {tmp_path}: Is a directory\n")
+
+
 def test_debug_prints_the_traceback(tmp_path):
     """Every program takes the flag; the program itself does not see it. It helps where no file can be written, too."""
     (tmp_path / "error.txt").mkdir()

@@ -164,6 +164,16 @@ def test_what_is_not_ours_stays_where_it_is(train, tmp_path):
     assert [path.name for path in (tmp_path / "log").glob("model_0000?.pt")] == ["model_00004.pt"]
 
 
+@pytest.mark.parametrize("name", ["log.txt", "settings.json", "model_00001.pt"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
+def test_what_only_looks_like_a_log(name, make, tmp_path, refused):
+    """A pipe would keep us waiting for ever, a directory would cost the checkpoint of that name."""
+    (tmp_path / "log").mkdir()
+    make(tmp_path / "log" / name)
+    assert f"{name} is no file: move it away" in refused()
+    assert not (tmp_path / "log" / name).is_file()
+
+
 @pytest.mark.parametrize("folder", ["program", "data", "home"])
 def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, monkeypatch):
     """All its files were moved into old_*: the shards, or the program itself."""
