@@ -760,7 +760,7 @@ def save_checkpoint(path, keep_last, dt, raw_model, optimizer, **state):
         os.makedirs(os.path.dirname(path), exist_ok=True)  # or has somebody deleted the log?
         with atomic_write(path) as f:  # tensor by tensor: no second copy of all
             torch.save(state, f)
-        checkpoints.remove_old(os.path.dirname(path), keep_last)
+        checkpoints.remove_old(path, keep_last)
     except (OSError, RuntimeError) as e:  # torch.save makes a RuntimeError of some OSErrors
         print0(f"warning: {path} could not be saved ({one_line(e)}): training goes on")
         return False
@@ -1020,8 +1020,8 @@ def main(plan):
         check_numbers(step, loss, norm, recent_norms, scaler, train_loader, config)
     if stop:
         report_stop(step, process)
-    if not saved:
-        raise UserError("the last checkpoint could not be saved", exit_code=1)
+    if not saved or process.log.waiting:
+        raise UserError("the last checkpoint could not be saved, or the log", exit_code=1)
 
 
 def run(argv):

@@ -23,7 +23,10 @@ WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def is_checkpoint(name):
     """Is it a name of ours? model_best.pt and model_00003_backup.pt are somebody else's."""
-    return re.fullmatch(r"model_\d{5,}\.pt", name) is not None
+    number = name.removeprefix("model_").removesuffix(".pt")
+    if not (number.isascii() and number.isdecimal()) or int(number) == 0:
+        return False
+    return name == f"model_{int(number):05d}.pt"  # model_000003.pt is not ours either
 
 
 def checkpoint_step(name):
@@ -63,6 +66,8 @@ def find(config):
             print0(f"warning: {e}; trying the one before")
             continue
         print0(f"resuming from {path}: {checkpoint['step']} steps are done")
+        if config.init_from:
+            print0(f"--init_from={config.init_from} was for the beginning of the run")
         return checkpoint
     return None
 
@@ -255,7 +260,16 @@ def restore(checkpoint, raw_model, optimizer, scaler):
         group.update(values)
 
 
-def remove_old(log_dir, keep_last):
-    """Delete all but the keep_last newest checkpoints. Raises OSError."""
-    for path in list_all(log_dir)[:-keep_last]:
-        os.remove(path)
+def remove_old(saved, keep_last):
+    """
+    Delete the older checkpoints beside the one that was just saved (path), but for the newest:
+    keep_last stay. One of a later step, which somebody has put there, neither counts nor goes.
+    """
+    step = checkpoint_step(os.path.basename(saved))
+    paths = [path for path in list_all(os.path.dirname(saved))
+             if checkpoint_step(os.path.basename(path)) <= step]
+    for path in paths[:-keep_last]:
+        try:
+            os.remove(path)
+        except OSError as e:
+            print0(f"warning: {path} could not be deleted ({e.strerror})")

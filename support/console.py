@@ -20,6 +20,10 @@ import traceback
 from tqdm import tqdm
 
 
+# what commands a terminal, but for tab and line ends: a model can write what its text has taught it
+CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], "\ufffd")
+
+
 class UserError(Exception):
     """
     Something that the user can put right. text: the fact and the next command, in one line. who
@@ -57,8 +61,9 @@ def print0(*args):
 
 def print_here(*args):
     """print, by this process. Where nobody can read it the run goes on: `| head`, a full disk."""
+    text = " ".join(map(str, args))
     try:
-        print(*args, flush=True)
+        print(text.translate(CONTROLS), flush=True)
     except OSError as e:
         silence(sys.stdout)
         print_error(f"warning: the output cannot be written ({e.strerror}): going on without it")
@@ -201,6 +206,8 @@ def unexpected(error, argv):
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         # stdout's disk, as a rule: what writes files says itself which one did not fit
         return UserError(f"cannot write ({error.strerror}): make room", "me", exit_code=1)
+    if isinstance(error, MemoryError):
+        return UserError("out of memory: this is more than the machine has", "me")
     if isinstance(error, OSError) and error.filename is not None:
         # no right to read it, a directory where a file should be, ...
         return UserError(f"{error.filename}: {error.strerror}", "me")
@@ -209,10 +216,11 @@ def unexpected(error, argv):
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--log_dir", default="log")
     folder = parser.parse_known_args(argv)[0].log_dir
-    if not os.path.isdir(folder):
-        folder = tempfile.gettempdir()
     path = os.path.join(folder, "error.txt")
     try:
+        if not os.path.isdir(folder) or os.path.exists(path) and not os.path.isfile(path):
+            file, path = tempfile.mkstemp(prefix="gpt2-error-", suffix=".txt")
+            os.close(file)
         with open(path, "a", encoding="utf-8", errors="replace") as f:
             print(f"{time.ctime()}: {' '.join(sys.argv)}", file=f)
             traceback.print_exception(error, file=f)

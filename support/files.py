@@ -91,6 +91,8 @@ def check_zip(path):
     Raise ValueError or OSError unless path is a zip file, as torch.save writes it, whose checksums
     are right.
     """
+    if os.path.isdir(path):
+        raise ValueError("it is a directory")
     if not os.path.isfile(path):  # a pipe would keep us waiting for ever
         raise ValueError("there is no such file")
     with zipfile.ZipFile(path) as z:

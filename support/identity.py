@@ -53,5 +53,5 @@ def is_restart(log_dir):
     Has torchrun started this run again after a crash? A launch that died before its own log was
     begun finds another run in log_dir, and begins once more.
     """
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    return attempt > 0 and read(log_dir)[1] == launch()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return attempt not in ("", "0") and read(log_dir)[1] == launch()

@@ -116,7 +116,7 @@ def read_ranks():
                         f"{', '.join(missing)} are "
                         f"not: {advice}", who="me")
     ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    if not all(text.isdecimal() and text.isascii() for text in ranks):
+    if not all(text.isdecimal() and text.isascii() and len(text) < 9 for text in ranks):
         raise UserError(f"RANK, LOCAL_RANK, WORLD_SIZE are {', '.join(ranks)[:50]!r}, not three "
                         f"numbers: {advice}", who="me")
     rank, local_rank, num_processes = map(int, ranks)
@@ -235,7 +235,7 @@ def explain(e, B):
 # --- signals --------------------------------------------------------------------------------------
 
 # Ctrl-C; a machine that is taken away; a lost connection; a Slurm job whose time is running out
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class Signal(NamedTuple):

@@ -25,8 +25,8 @@ PROGRAM = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def is_ours(name):
     """Does a run write a file of this name into its log_dir? Any other file is somebody else's."""
-    events = name.startswith("events.out.tfevents.")  # TensorBoard's
-    return name in ("log.txt", "settings.json") or events or is_checkpoint(name)
+    events = re.match(r"events\.out\.tfevents\.\d+\.", name)  # TensorBoard's
+    return name in ("log.txt", "settings.json") or bool(events) or is_checkpoint(name)
 
 
 @dataclass
@@ -144,6 +144,10 @@ def check_log_dir(log_dir, data_root):
         if os.path.realpath(log_dir) == os.path.realpath(folder):
             raise UserError(f"--log_dir={log_dir} is the folder of {what}: choose one for the run, "
                             "as --log_dir=log", who="me")
+    at_home = os.path.realpath(os.path.dirname(data_root)) == os.path.realpath(log_dir)
+    if at_home and is_ours(os.path.basename(data_root)):
+        raise UserError(f"--data_root={data_root} has the name of a file that a run writes there: "
+                        "choose another --log_dir", who="me")
     if not os.path.isdir(log_dir):
         return
     for name in filter(is_ours, os.listdir(log_dir)):
@@ -207,15 +211,27 @@ def drop_lines(path, step):
     kept = []
     with open(path, encoding="utf-8", errors="surrogateescape") as f:
         for line in f:
-            m = re.match(r"\d+(?=\s|$)", line)
-            # a line without a step is somebody's note: it stays; half a line of ours, at the end,
-            # goes
-            if m is None or int(m[0]) < step and line.endswith("\n"):
+            # somebody's note stays; half a line of ours, at the end, goes
+            half = line[0].isdecimal() and not line.endswith("\n")
+            found = read_line(line)
+            comes_again = found is not None and found[0] >= step
+            if not half and not comes_again:
                 kept.append(line)
     if kept and not kept[-1].endswith("\n"):
         kept.append("\n")
     with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape") as f:
         f.writelines(kept)
+
+
+def read_line(line):
+    """A line of log.txt -> step, stream, value; None if it is another one"""
+    parts = line.split(" ")
+    if len(parts) != 3 or not parts[0].isdecimal() or not line.endswith("\n"):
+        return None
+    try:
+        return int(parts[0]), parts[1], float(parts[2])
+    except ValueError:
+        return None
 
 
 def read_log(path):
@@ -231,16 +247,13 @@ def read_log(path):
     log = {}
     with open(file, encoding="utf-8", errors="replace") as f:
         for line in f:
-            parts = line.split(" ")
-            if len(parts) != 3 or not parts[0].isdecimal() or not line.endswith("\n"):
+            found = read_line(line)
+            if found is None:
                 continue  # a note, or half a line of a run that was killed
-            try:
-                step, value = int(parts[0]), float(parts[2])
-            except ValueError:
-                continue
+            step, stream, value = found
             if step < 2**48 and math.isfinite(value):
                 # of a step that stands twice the later line counts
-                log.setdefault(parts[1], {})[step] = value
+                log.setdefault(stream, {})[step] = value
     if not log.keys() & {"train", "val", "hella"}:
         raise UserError(f"{file} has no lines `step stream value` of the streams train, val or "
                         "hella")

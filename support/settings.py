@@ -60,6 +60,9 @@ def parse_flags(argv, doc, presets, *classes):
         for f in fields(cls):
             add_flag(parser, f, presets)
     given_flags = vars(parser.parse_args(argv))
+    for name, value in given_flags.items():
+        if value == "":
+            raise UserError(f"--{name} is empty: is a variable of your shell not set?")
     values = {**presets.get(given_flags.get("preset", "gpt2"), {}), **given_flags}
     configs = []
     for cls in classes:
@@ -88,6 +91,8 @@ def merge_settings(checkpoint, gpt_config, config, given_flags, presets):
             old = old_values.get(name, new)
             if name not in given_flags:
                 check_value(f, old, f"{checkpoint['path']}: {name}")
+                if name == "data_root" and old != new:
+                    print0(f"the data are {printable(old)}, as {checkpoint['path']} says")
                 kept[name] = old
             elif name in SHAPE and new != old:
                 raise UserError(f"the weights to start from are of another model: {name} is "

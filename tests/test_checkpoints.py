@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_runs import fuzz, refusal, write_shards
 
-from support.checkpoints import identify_stream
+import train_gpt2
+from support.checkpoints import identify_stream, is_checkpoint
 from support.settings import SHAPE
 from train_gpt2 import GPT, DataLoaderLite, GPTConfig, load_checkpoint, load_tokens
 
@@ -34,6 +35,36 @@ def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     train("log", "--save_every=2", "--keep_last=3")
     assert sorted(p.name for p in (tmp_path / "log").glob("*.pt")) == [f"model_{s:05d}.pt" for s in (6, 8, 10)]
+
+
+def test_a_newer_one_that_somebody_has_put_there_counts_for_nothing(train, tmp_path, monkeypatch):
+    """It appears during the run, with a higher step: the run's own are kept, and it stays."""
+    real = train_gpt2.get_lr
+
+    def put(step, config):
+        (tmp_path / "log" / "model_99999.pt").write_text("mine")
+        return real(step, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", put)
+    train("log", "--max_steps=4", "--save_every=1", "--keep_last=1")
+    assert sorted(p.name for p in (tmp_path / "log").glob("*.pt")) == ["model_00004.pt", "model_99999.pt"]
+    assert (tmp_path / "log" / "model_99999.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name, ours", [
+    ("model_00005.pt", True), ("model_123456.pt", True), ("model_000005.pt", False), ("model_00000.pt", False),
+    ("model_٠٠٠٠١.pt", False), ("model_best.pt", False), ("model_00005_backup.pt", False), ("model_5.pt", False)])
+def test_names_of_ours(name, ours):
+    """A name is ours if we would write it so: to the last zero."""
+    assert is_checkpoint(name) == ours
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted(train, tmp_path, monkeypatch, capsys):
+    """The new one was saved all the same: a warning says what is wrong, and the exit code is 0."""
+    def refuse(path):
+        raise PermissionError(1, "Operation not permitted", path)
+    monkeypatch.setattr(os, "remove", refuse)
+    train("log", "--max_steps=2", "--save_every=1", "--keep_last=1")
+    assert "model_00001.pt could not be deleted (Operation not permitted)" in capsys.readouterr().out
 
 
 def flipped(data):

@@ -40,9 +40,10 @@ def test_a_bug_of_ours_is_a_line_and_its_traceback_a_file(tmp_path):
         code, out, err = run(f"ARGV = {arguments}\n{program}", TMPDIR=str(tmp_path))
         assert (code, out) == (1, "") and err.count("\n") == 1, name
         assert err.startswith("a fault of this program: NameError: name 'no_such_name' is not defined: its traceback")
-        assert f"in {tmp_path / 'error.txt'}" in err
     text = (tmp_path / "error.txt").read_text()
-    assert text.startswith("mine\n") and text.count("Traceback (most recent call last)") == 2
+    assert text.startswith("mine\n") and text.count("Traceback (most recent call last)") == 1
+    [other] = tmp_path.glob("gpt2-error-*.txt")
+    assert str(other) in err and "NameError" in other.read_text()
     assert f"train_gpt2.py --log_dir={tmp_path}\n" in text
 
 
@@ -50,6 +51,19 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path):
     """A directory where a file should be, no right to read it: the system's words, and no talk of a fault of ours."""
     code, _, err = run(f"run_program(lambda argv: open('{tmp_path}'))")
     assert (code, err) == (2, f"error: {tmp_path}: Is a directory\n")
+
+
+def test_a_model_does_not_command_the_terminal():
+    """What it writes is what its text has taught it, escape sequences too; tabs and line ends stay."""
+    code, out, _ = run("run_program(lambda argv: print0('a\\tb\\n', '\\x1b[31mred', '\\x9b1m', '　'))")
+    assert (code, out) == (0, "a\tb\n \ufffd[31mred \ufffd1m 　\n")
+
+
+def test_a_fault_file_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "error.txt")
+    code, _, err = run(f"sys.argv = ['x', '--log_dir={tmp_path}']\nrun_program(lambda argv: no_such_name)",
+                       TMPDIR=str(tmp_path))
+    assert code == 1 and f"{tmp_path}/gpt2-error-" in err
 
 
 def test_debug_prints_the_traceback(tmp_path):

@@ -99,7 +99,7 @@ def test_a_second_signal_ends_the_process_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_lost_connection_and_a_job_at_its_limit(name):
     """Either asks a run to stop, as SIGTERM does. Where nohup has said that SIGHUP is to be ignored, it is."""
     number = getattr(signal, name)

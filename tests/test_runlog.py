@@ -174,6 +174,35 @@ def test_what_only_looks_like_a_log(name, make, tmp_path, refused):
     assert not (tmp_path / "log" / name).is_file()
 
 
+def test_a_note_may_begin_with_a_number(train, tmp_path):
+    """Only lines `step stream value` come again in a resumed run; "2026 was good" does not."""
+    train("log", "--max_steps=4", "--save_every=2", "--keep_last=5")
+    path = tmp_path / "log" / "log.txt"
+    path.write_text(path.read_text() + "2026 was a good year\n2026 was good\n")
+    (tmp_path / "log" / "model_00004.pt").unlink()
+    with pytest.raises(ValueError):
+        train("log", "--resume=auto", "--max_steps=4")  # read_log of the tests knows no notes
+    text = path.read_text()
+    assert "2026 was a good year\n2026 was good\n" in text and text.count("3 train") == 1
+
+
+def test_a_log_that_stays_unwritten_is_an_error(train, tmp_path, monkeypatch):
+    """Lines that still wait at the end are lost: the exit code says so."""
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(runlog, "append", full)
+    line = refusal(lambda: train("log", "--max_steps=2"), exit_code=1)
+    assert line == "the last checkpoint could not be saved, or the log"
+
+
+def test_the_data_do_not_move_aside(tmp_path, text, refused):
+    """--data_root=log/log.txt with --log_dir=log: a text by a name of ours would go into old_* as another run's log."""
+    (tmp_path / "log").mkdir()
+    data = tmp_path / "log" / "log.txt"
+    data.write_text(text.read_text())
+    assert "choose another --log_dir" in refused(f"--data_root={data}") and data.read_text() == text.read_text()
+
+
 @pytest.mark.parametrize("folder", ["program", "data", "home"])
 def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, monkeypatch):
     """All its files were moved into old_*: the shards, or the program itself."""

@@ -91,6 +91,13 @@ def test_a_run_goes_on_where_its_checkpoint_is(train, tmp_path, monkeypatch):
     assert list(read_log(tmp_path / "moved")["train"]) == [0, 1] and not (tmp_path / "log").exists()
 
 
+@pytest.mark.parametrize("flag", ["--resume=", "--init_from=", "--data_root="])
+def test_an_empty_value_is_a_mistake(flag, refused, tmp_path):
+    """--resume=$CHECKPOINT with a variable that is not set began a new run, and moved the old one aside."""
+    assert f"{flag[:-1]} is empty: is a variable of your shell not set?" in refused(flag)
+    assert not (tmp_path / "log").exists()
+
+
 # --- every flag that may be given with --resume ---------------------------------------------------
 
 class Seen(Exception):
