@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from dataclasses import dataclass
 
@@ -25,16 +26,49 @@ IN_USE = "wait for it, or choose another --out"
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
 
 
+# --- what can be read at all ----------------------------------------------------------------------
+
+@contextlib.contextmanager
+def reading(path):
+    """
+    A file that cannot be read may be as good as ever: its owner is somebody else, the network disk
+    is away. So the UserError names the cause, and nobody is told to delete anything.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e})", who="node")
+
+
+def is_regular(path):
+    """Is it a file, and no pipe or device? UserError if we are not even told."""
+    with reading(path):
+        return stat.S_ISREG(os.stat(path).st_mode)
+
+
+def list_names(root, pattern):
+    """
+    The names in a directory that a regular expression fits as a whole -> sorted. None of them where
+    there is no directory; a UserError where there is one that cannot be read.
+    """
+    if not os.path.isdir(root):
+        return []
+    with reading(root):
+        return sorted(name for name in os.listdir(root) if re.fullmatch(pattern, name))
+
+
 # --- one shard ------------------------------------------------------------------------------------
 
 def read_header(path):
     """
-    A shard -> its memory map, of which nothing is read yet. Raises ValueError, OSError or EOFError
-    where it is none; a pipe or a device, which would keep us waiting for ever, is not even opened.
+    A shard -> its memory map, of which nothing is read yet. Raises ValueError or EOFError where it
+    is none, UserError where it cannot be read; a pipe or a device, which would keep us waiting for
+    ever, is not even opened.
     """
-    if not os.path.isfile(path):
+    if not is_regular(path):
         raise ValueError("no regular file")
-    tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path):
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or tokens.size == 0:
         raise ValueError(f"it holds {tokens.dtype} of shape {tokens.shape}, not a row of uint16 "
                          "or uint32")
@@ -80,6 +114,8 @@ def open_shard(path):
     """A shard -> its tokens, of which none is read yet. Or one line, if it is no shard."""
     try:
         tokens = read_header(path)
+    except UserError:
+        raise
     except Exception as e:  # numpy has many for the many ways in which a file can be damaged
         raise UserError(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python "
                         "fineweb.py again", who="node")
@@ -103,7 +139,8 @@ def list_shards(root, split):
     """
     if not os.path.exists(root):
         raise no_data(root)
-    paths = sorted(glob.glob(os.path.join(glob.escape(root), f"*_{split}_*.npy")))
+    # the end of a name decides: my_val_train_000001.npy is to train on
+    paths = [os.path.join(root, name) for name in list_names(root, rf".*_{split}_\d+\.npy")]
     metas = [read_meta(path) for path in list_metas(root)]
     if metas:
         known = {shard["name"] for meta in metas for shard in meta["shards"]}
@@ -121,12 +158,15 @@ def list_shards(root, split):
 
 
 def shard_problem(path, tokens, dtype):
-    """What is wrong with a shard as far as its header tells -> text, or None."""
-    if not os.path.isfile(path):
+    """
+    What is wrong with a shard as far as its header tells -> text, or None. UserError where it
+    cannot be read.
+    """
+    if not os.path.lexists(path):
         return f"{path} is missing"
     try:
         shard = read_header(path)
-    except (OSError, ValueError, EOFError) as e:
+    except (ValueError, EOFError) as e:
         return f"{path} is not a token shard ({e})"
     if shard.shape != (tokens,) or shard.dtype != dtype:
         return (f"{path} holds {shard.dtype} of shape {shard.shape}, not {tokens:,} tokens of "
@@ -228,7 +268,8 @@ def refuse_other_parts(out, n):
 
 def list_metas(root):
     """The paths of a directory's meta.json files: one, or one for each part."""
-    return sorted(glob.glob(os.path.join(glob.escape(root), "meta*.json")))
+    names = list_names(root, r"meta(-\d+-of-\d+)?\.json")  # metadata.json is somebody's own
+    return [os.path.join(root, name) for name in names]
 
 
 def new_meta(settings, k, n, tokenizer, modified=0):
@@ -298,11 +339,11 @@ def read_meta(path):
     """A meta.json -> dict, its types and names checked."""
     meta = None
     try:
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as f:
+        if is_regular(path):
+            with reading(path), open(path, encoding="utf-8") as f:
                 meta = json.load(f)
         ok = is_meta(meta)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         ok = False
     if not ok:
         raise UserError(f"{path} is damaged: delete it and its shards, and run python fineweb.py "
@@ -511,7 +552,10 @@ def check_directory(root):
         if os.path.basename(path) not in names:
             problems.append(f"{os.path.basename(path)} is in no meta.json")
     for meta, shard in tqdm(known, desc="checking", unit="shard", disable=None):
-        problem = check_shard(os.path.join(root, shard["name"]), meta, shard)
+        try:
+            problem = check_shard(os.path.join(root, shard["name"]), meta, shard)
+        except UserError as e:  # one that cannot be read; the others are checked all the same
+            problem = str(e)
         if problem:
             problems.append(problem)
     return problems
@@ -550,6 +594,8 @@ def check_shard(path, meta, shard):
     documents = count(tokens, meta["eot"])
     if documents != shard["documents"]:
         return f"{path} has {documents} documents, not {shard['documents']}"
-    if file_sha256(path) != shard["sha256"]:
+    with reading(path):
+        sha256 = file_sha256(path)
+    if sha256 != shard["sha256"]:
         return f"{path} has changed since it was made: its sha256 is another one"
     return None

@@ -97,6 +97,46 @@ def test_a_shard_that_is_no_file(kind, tmp_path, refused):
     assert "not a token shard" in refused(f"--data_root={tmp_path / 'shards'}")
 
 
+def unreadable(monkeypatch, path):
+    """From now on it cannot be opened, whoever asks."""
+    really_open, really_list = open, os.listdir
+
+    def cannot(name, instead, *args, **kwargs):
+        if os.fspath(name) == str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return instead(name, *args, **kwargs)
+    monkeypatch.setattr("builtins.open", lambda name, *args, **kw: cannot(name, really_open, *args, **kw))
+    monkeypatch.setattr(os, "listdir", lambda name: cannot(name, really_list))
+
+
+@pytest.mark.parametrize("name", ["meta.json", "edufineweb_train_000001.npy", "."])
+def test_what_cannot_be_read_is_not_called_damaged(name, make, tmp_path, monkeypatch):
+    """Its owner is somebody else, or the disk is away: nobody is told to delete it."""
+    out = make("out")
+    unreadable(monkeypatch, out / name)
+    flags = [*TINY, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}"]
+    said = f"{out / name} cannot be read (Permission denied)"
+    for line in (refusal(train_gpt2.run, flags), refusal(make, "out")):
+        assert said in line and "delete" not in line
+    if name.endswith(".npy"):
+        assert fineweb.check_directory(str(out)) == [said]
+
+
+def test_a_metadata_json_of_ones_own_is_no_meta_json(make):
+    out = make("out")
+    listed = list_shards(str(out), "train")
+    (out / "metadata.json").write_text("{}")
+    assert list_shards(str(out), "train") == listed
+
+
+def test_the_end_of_a_name_is_its_split(tmp_path):
+    """my_val_train_000001.npy is to train on, and not for validation, too."""
+    write_shards(tmp_path, [500, 1000])
+    path = str(tmp_path / "my_val_train_000002.npy")
+    shutil.copy(tmp_path / "edufineweb_train_000001.npy", path)
+    assert path in list_shards(str(tmp_path), "train") and path not in list_shards(str(tmp_path), "val")
+
+
 # --- made to attack, or changed at random ---------------------------------------------------------
 
 def npy(header, data=b""):
