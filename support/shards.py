@@ -312,27 +312,35 @@ def write_tokenizer(path, text):
             raise UserError(f"{path} is not the tokenizer of these shards: choose another --out")
 
 
+def is_number(value, least=0, most=2**62):
+    """A plain int, no True and no 1.0, within these limits?"""
+    return type(value) is int and least <= value <= most
+
+
 def is_shard_entry(entry):
     """
     Does it look like what meta.json says of a shard? Its name is a plain name: nobody else chooses
     what we open.
     """
     return (re.fullmatch(r"\w+_(train|val)_\d{6}\.npy", entry["name"]) is not None
-            and type(entry["tokens"]) is int and type(entry["documents"]) is int
+            and is_number(entry["tokens"], least=1) and is_number(entry["documents"])
             and type(entry["sha256"]) is str)
 
 
 def is_meta(meta):
     """The same of a whole meta.json. Raises what a missing or odd entry raises."""
     k, n = meta["part"]
+    names = [entry["name"] for entry in meta["shards"]]
     return (type(meta["done"]) is bool and isinstance(meta["settings"], dict)
-            and all(type(meta[key]) is int for key in (*COUNTS, "n_vocab", "eot", "max_shards"))
+            and all(is_number(meta[key]) for key in (*COUNTS, "n_vocab", "eot", "max_shards"))
             and meta["dtype"] in ("uint16", "uint32")
             and meta["tokenizer"]["name"] in ("gpt2", "char", "bpe")
             and all(is_shard_entry(entry) for entry in meta["shards"])
-            and all(type(meta["position"][key]) is int for key in ("piece", "row", "tokens"))
-            and type(meta.get("modified", 0)) is int and 0 <= meta.get("modified", 0) < 2**40
-            and type(k) is int and type(n) is int and 1 <= k <= n)
+            and len(set(names)) == len(names)  # each is trained on once
+            and all(is_number(meta["position"][key]) for key in ("piece", "row", "tokens"))
+            and is_number(meta.get("modified", 0), most=2**40)
+            # (of more parts than names for shards each would have none)
+            and is_number(n, least=1, most=10**6) and is_number(k, least=1, most=n))
 
 
 def read_meta(path):

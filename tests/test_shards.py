@@ -10,7 +10,7 @@ from small_runs import ROOT, TINY, fuzz, read_log, refusal, shards, write_shards
 
 import fineweb
 import train_gpt2
-from support.shards import list_shards, load_meta
+from support.shards import list_shards, load_meta, read_meta
 from support.tokenizer import load_tokenizer
 from train_gpt2 import DataLoaderLite, load_tokens
 
@@ -135,6 +135,25 @@ def test_the_end_of_a_name_is_its_split(tmp_path):
     path = str(tmp_path / "my_val_train_000002.npy")
     shutil.copy(tmp_path / "edufineweb_train_000001.npy", path)
     assert path in list_shards(str(tmp_path), "train") and path not in list_shards(str(tmp_path), "val")
+
+
+def twice(meta):
+    meta["shards"].append(dict(meta["shards"][-1]))
+
+
+@pytest.mark.parametrize("change", [
+    twice, lambda meta: meta.update(part=[1, 10**12]), lambda meta: meta.update(part=[1, True]),
+    lambda meta: meta["position"].update(tokens=-5), lambda meta: meta["position"].update(row=-1),
+    lambda meta: meta.update(tokens=-1), lambda meta: meta["shards"][1].update(documents=-1),
+], ids=["a shard twice", "a million million parts", "True parts", "-5 tokens done", "row -1", "-1 tokens",
+        "-1 documents"])
+def test_numbers_that_no_run_writes_are_refused(change, make):
+    """By every reader of meta.json, --check too, which would have counted parts for ever."""
+    out = make("out")
+    meta = json.loads((out / "meta.json").read_text())
+    change(meta)
+    (out / "meta.json").write_text(json.dumps(meta))
+    assert f"{out / 'meta.json'} is damaged" in refusal(read_meta, str(out / "meta.json"))
 
 
 # --- made to attack, or changed at random ---------------------------------------------------------
