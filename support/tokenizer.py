@@ -11,6 +11,7 @@ what a checkpoint keeps).
     tokenizer.decode(tokenizer.encode("to be")) == "to be"
 """
 import base64
+import codecs
 import functools
 import hashlib
 import itertools
@@ -284,9 +285,10 @@ def count_bad_bytes(data):
 
 def read_text(path):
     """
-    A text file -> its bytes, which are UTF-8. One in a thousand may be anything: whoever decodes
-    them gets U+FFFD. A file in which there are more is refused: it is in another encoding, or no
-    text at all, and a model would learn to write U+FFFD.
+    A text file -> its bytes, which are UTF-8, without a byte order mark. One in a thousand may be
+    anything: whoever decodes them gets U+FFFD. A file in which there are more is refused: it is in
+    another encoding, or no text at all, and a model would learn to write U+FFFD. So is one with a
+    zero in it, which is valid UTF-8, but is found in databases, archives and holes of a file.
     """
     with open(path, "rb") as f:
         data = f.read()
@@ -297,7 +299,11 @@ def read_text(path):
         raise UserError(f"{path} is not in UTF-8: {bad:,} of its {len(data):,} bytes cannot be "
                         "read. If it is a text, convert it from its encoding, which may be "
                         f"GB18030 or ISO-8859-1: {command}", who="node")
-    return data
+    hole = data.find(b"\0")
+    if hole >= 0:
+        raise UserError(f"{path} is not a text: byte {hole:,} of {len(data):,} is zero (a hole, or "
+                        "a database or an archive): give the text itself", who="node")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def tokenize_file(path, tokenizer_name):

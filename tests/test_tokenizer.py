@@ -9,7 +9,7 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
-                               saved_spec, token_bytes)
+                               saved_spec, token_bytes, tokenize_file)
 
 
 def test_gpt2s_tokenizer():
@@ -50,6 +50,13 @@ def test_a_token_is_bytes(text):
     for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
         assert b"".join(token_bytes(t, i) for i in t.encode(text)) == text.encode()
     assert [token_bytes(gpt2_tokenizer(), i) for i in gpt2_tokenizer().encode("漢")] == [b"\xe6", b"\xbc", b"\xa2"]
+
+
+def test_a_byte_order_mark_is_no_character_of_a_text(tmp_path):
+    """Editors on Windows write one at the start of a file."""
+    (tmp_path / "a.txt").write_text("to be or not to be", encoding="utf-8-sig")
+    t, train, _ = tokenize_file(str(tmp_path / "a.txt"), "char")
+    assert t.chars == ["<|endoftext|>", *" benort"] and t.decode(train[0]) == "to be or not to "
 
 
 def test_a_character_tokenizer_names_what_it_does_not_know():
