@@ -31,6 +31,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import urllib.error
@@ -242,8 +243,10 @@ def read_batches(pieces, first, start, text_key):
                     start += len(rows)
                     rows, size = [], 0
         except OSError as e:  # damaged, gone, the network
-            raise UserError(f"cannot read {name} after row {start + len(rows)} ({e}): finished "
-                            "shards stay; the same command goes on after them")
+            advice = "finished shards stay; the same command goes on after them"
+            if isinstance(pieces[i], str):  # damage does not go away by itself
+                advice = "if it is damaged, get it again"
+            raise UserError(f"cannot read {name} after row {start + len(rows)} ({e}): {advice}")
         if rows:
             yield Batch(i, start, name, (i + 1) / len(pieces), rows, size)
         start = 0
@@ -594,12 +597,13 @@ def report(config, meta, what):
     n = meta["part"][1]
     if n > 1:
         print_here(f"next, when all {n} parts are in one directory: python fineweb.py "
-                   f"--check={config.out}")
+                   f"--check={shlex.quote(config.out)}")
         return
     command = "python train_gpt2.py"
-    if config.out != ShardConfig.out:
-        command += f" --data_root={config.out}"
-    if meta["tokens"] < 50e6:
+    is_small = meta["tokens"] < 50e6
+    if is_small or config.out != ShardConfig.out:  # the preset would take input.txt
+        command += f" --data_root={shlex.quote(config.out)}"
+    if is_small:
         command += " --preset=laptop"
     print_here(f"next: {command}")
 

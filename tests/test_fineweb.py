@@ -154,7 +154,9 @@ def test_a_wrong_text_key_does_not_skip_a_whole_corpus(fineweb_refuses):
 def test_a_truncated_file_ends_the_run(fineweb_refuses, tmp_path):
     path = write_jsonl(tmp_path / "files" / "a.jsonl.gz", some_documents())
     path.write_bytes(path.read_bytes()[:-5000])
-    assert f"cannot read {path} after row" in fineweb_refuses("out", f"--files={path}")
+    line = fineweb_refuses("out", f"--files={path}")
+    assert f"cannot read {path} after row" in line
+    assert "get it again" in line and "goes on" not in line, "the same command meets the same damage"
 
 
 def test_a_file_that_is_no_parquet(fineweb_refuses, tmp_path):
@@ -636,6 +638,16 @@ def test_a_finished_directory_needs_no_lock(make_two, monkeypatch, capsys):
     capsys.readouterr()
     make_two("out")
     assert capsys.readouterr().out.startswith("everything is there already")
+
+
+def test_the_next_command_trains_on_what_was_made(corpus, tmp_path, monkeypatch, capsys):
+    """Also from the default directory: --preset=laptop alone would take input.txt. It is a line to copy."""
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--files={corpus}", "--tokenizer=char"]
+    fineweb.main(flags)
+    assert "next: python train_gpt2.py --data_root=edu_fineweb10B --preset=laptop" in capsys.readouterr().out
+    fineweb.main([*flags, "--out=my shards"])
+    assert "next: python train_gpt2.py --data_root='my shards' --preset=laptop" in capsys.readouterr().out
 
 
 SENTENCE = "Être, ou ne pas être: là est la question. "
