@@ -272,6 +272,8 @@ def row_text(row, is_json, text_key):
             row = row.decode(errors="replace")
             mended = True
     if is_json:
+        if row.lstrip("\ufeff \t").startswith("["):
+            raise ValueError("a JSON array, where each line must be an object of its own")
         try:
             # not strict: control characters may stand there bare
             row = json.loads(row.removeprefix("\ufeff"), strict=False)

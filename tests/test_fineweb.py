@@ -151,6 +151,13 @@ def test_a_wrong_text_key_does_not_skip_a_whole_corpus(fineweb_refuses):
         "out", "--text_key=content")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_that_is_one_json_array_is_named(indent, fineweb_refuses, corpus):
+    """On one line or on many, it is not a document a line."""
+    corpus.write_text(json.dumps([{"text": "to be"}, {"text": "or not to be"}], indent=indent))
+    assert "line 1: a JSON array, where each line must be an object" in fineweb_refuses("out")
+
+
 def test_a_truncated_file_ends_the_run(fineweb_refuses, tmp_path):
     path = write_jsonl(tmp_path / "files" / "a.jsonl.gz", some_documents())
     path.write_bytes(path.read_bytes()[:-5000])
