@@ -46,7 +46,7 @@ import train_gpt2
 from support.arithmetic import CARDS, flops_per_token, largest
 from support.checkpoints import load_weights
 from support.console import UserError, is_first_on_node, print0, printable, run_program
-from support.files import atomic_write
+from support.files import MARK, atomic_write
 from support.health import read_reference
 from support.processes import is_out_of_memory
 from support.runlog import find_setting, read_log
@@ -505,7 +505,12 @@ def export(args):
     model, tokenizer, _ = load(args.model)
 
     # a directory cannot be written in one step, but renaming it is one step
-    temporary = f"{folder}.tmp{os.getpid()}"
+    temporary = f"{folder}{MARK}{os.getpid()}"
+    try:
+        os.makedirs(temporary)  # refuses one that is there: it is not ours to fill or to delete
+    except OSError as e:
+        raise UserError(f"cannot make {temporary} ({e.strerror}), in which {args.dir} is written: "
+                        "name another directory")
     try:
         model.save_pretrained(temporary, tokenizer.n_vocab, tokenizer.eot)
         save_tokenizer(tokenizer, temporary, model.config.block_size)

@@ -15,6 +15,8 @@ from small_runs import ROOT, random_model, refusal
 
 import play
 from support.arithmetic import count_parameters, flops_per_token
+from support.console import UserError
+from support.files import MARK
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
 from train_gpt2 import GPT, GPTConfig, load_model
 
@@ -71,6 +73,23 @@ def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, mon
     before = sorted(tmp_path.rglob("*"))
     assert "No space left" in play_refuses("export", checkpoint, tmp_path / "hf")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("disk", ["full", "free"])
+@pytest.mark.parametrize("mark", [".tmp", MARK])
+def test_a_folder_of_yours_is_neither_exported_nor_deleted(mark, disk, checkpoint, tmp_path, monkeypatch):
+    """It has the name that the half written directory has, or once had: it stays as it is."""
+    thesis = tmp_path / f"hf{mark}{os.getpid()}" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("dear")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+    if disk == "full":
+        monkeypatch.setattr(play, "save_tokenizer", full)
+    with contextlib.suppress(UserError):
+        play.main(["export", checkpoint, str(tmp_path / "hf")])
+    assert thesis.read_text() == "dear" and os.listdir(thesis.parent) == ["thesis.txt"]
 
 
 # --- the command line -----------------------------------------------------------------------------
