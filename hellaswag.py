@@ -59,7 +59,9 @@ def download(split, data_dir=DATA_DIR):
     be another benchmark.
     """
     path = os.path.join(data_dir, f"hellaswag_{split}.jsonl")
-    if not os.path.exists(path):
+    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would keep us waiting for ever
+        raise OSError(f"{path} is not a file: move it away")
+    if not os.path.isfile(path):
         with urllib.request.urlopen(URL.format(split=split), timeout=30) as reply:
             data = reply.read()
             expected = int(reply.headers.get("Content-Length", len(data)))
@@ -81,15 +83,26 @@ def check(data, split, name):
         raise OSError(f"{name} is not the published file (sha256 {found[:12]}...): delete it")
 
 
+def is_published(path):
+    """Is it, byte for byte, the published validation split? Raises OSError if it cannot be read."""
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest() == SHA256["val"]
+
+
 def iterate_examples(split="val", data_dir=DATA_DIR):
     """Yield the items of a split, dicts with ctx, endings and label. Raises OSError (download)."""
     yield from read_examples(download(split, data_dir))
 
 
 def is_example(example):
-    """Is it a HellaSwag item? KeyError or TypeError if an entry is missing or of an odd type."""
+    """
+    Is it a HellaSwag item? KeyError or TypeError if an entry is missing or of an odd type,
+    ValueError if a text has half of a surrogate pair, which JSON can spell and no tokenizer knows.
+    """
     texts = [example["ctx"], *example["endings"]]
     right_types = isinstance(example["endings"], list) and all(isinstance(t, str) for t in texts)
+    if right_types:
+        "".join(texts).encode()
     return right_types and len(texts) == 5 and "" not in texts and example["label"] in range(4)
 
 
@@ -117,9 +130,9 @@ def load_examples(data_dir=DATA_DIR):
     path = os.path.join(data_dir, "hellaswag_val.jsonl")
     hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")  # written by download_from_hub
     with contextlib.suppress(OSError):  # a damaged file is as good as none; prepare says so
-        if os.path.exists(path):
+        if os.path.isfile(path):
             return list(iterate_examples("val", data_dir))
-    items = list(read_examples(hub)) if os.path.exists(hub) else []
+    items = list(read_examples(hub)) if os.path.isfile(hub) else []
     return items if len(items) == NUM_ITEMS else []
 
 

@@ -613,14 +613,11 @@ def estimate(args):
 # -------------------------------------------------------------------------------------------------
 # 6 HellaSwag
 
-ALL_ITEMS = 10042  # in the validation split: the published figures are for all of them
-
-
-def report(name, acc, acc_norm, n, whole):
+def report(name, acc, acc_norm, n, published):
     """
     The lines that hellaswag prints -> str: what was measured, how sure it is, and what
-    OpenAI's models reach. acc, acc_norm: shares of n items; whole: were these taken
-    from the whole validation split?
+    OpenAI's models reach. acc, acc_norm: shares of n items; published: were these taken
+    from the published validation split?
     """
     # the standard error of a share of n independent items
     error = math.sqrt(acc_norm * (1 - acc_norm) / n)
@@ -628,12 +625,12 @@ def report(name, acc, acc_norm, n, whole):
              f"error), n {n}"]
     for model, (their_acc, their_norm) in hellaswag.PUBLISHED.items():
         theirs = f"published, {model}: acc {their_acc:.4f}, acc_norm {their_norm:.4f}"
-        if whole and n == ALL_ITEMS:
+        if not published or n != hellaswag.NUM_ITEMS:
+            theirs += ", on all 10,042 published items: not these"
+        elif error > 0:  # it is 0 if all answers are right, or all wrong: no measure of a distance
             distance = (acc_norm - their_norm) / error
-            lines.append(f"{theirs}: this model is {distance:+.1f} standard errors "
-                         "from it")
-        else:
-            lines.append(f"{theirs}, on all 10,042 items: not these")
+            theirs += f": this model is {distance:+.1f} standard errors from it"
+        lines.append(theirs)
     return "\n".join(lines)
 
 
@@ -665,6 +662,7 @@ def measure_hellaswag(args):
         raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses "
                         "per token cannot be compared")
     examples = read_items(args.data)
+    published = not args.data or hellaswag.is_published(args.data)
     items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
     if not items:
         raise UserError("no HellaSwag items: give a file with --data", who="me")
@@ -677,8 +675,7 @@ def measure_hellaswag(args):
     acc_norm = correct_norm / len(items)
     took = time.time() - t0
 
-    whole = len(examples) == ALL_ITEMS
-    print0(report(args.model, acc, acc_norm, len(items), whole))
+    print0(report(args.model, acc, acc_norm, len(items), published))
     dtype = str(process.dtype).removeprefix("torch.")
     print0(f"{took:.1f}s on {process.num_processes} x {process.device.type}, {dtype} "
            f"({process.reason})")

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -219,7 +221,8 @@ def test_endings_longer_than_the_context(capsys):
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', *(json.dumps({**ITEM, **wrong}) for wrong in (
-    {"label": 4}, {"endings": ["a", "b"]}, {"endings": ["a", "b", "", "d"]}, {"ctx": 3}, {"ctx": ""}))])
+    {"label": 4}, {"endings": ["a", "b"]}, {"endings": ["a", "b", "", "d"]}, {"ctx": 3}, {"ctx": ""},
+    {"ctx": "\ud800 a"}, {"endings": ["a", "b", "\udc00", "d"]}))])
 def test_a_malformed_line_is_named(line, tmp_path):
     (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
     assert "items.jsonl, line 2" in refusal(list, hellaswag.read_examples(tmp_path / "items.jsonl"))
@@ -230,6 +233,39 @@ def test_the_published_figures_are_compared_with_the_whole_split_only():
     assert "this model is -2.0 standard errors" in play.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
     assert "standard errors from" not in play.report("m", 0.28, 0.29, 10042, False)
     assert "not these" in play.report("m", 0.28, 0.29, 300, True)
+
+
+@pytest.mark.parametrize("acc", [0.0, 1.0])
+def test_a_model_that_is_always_right_or_wrong_has_no_standard_error(acc):
+    """The published figures stand there, without a distance in units of nothing."""
+    said = play.report("m", acc, acc, hellaswag.NUM_ITEMS, True)
+    assert "+- 0.0000" in said and "published, gpt2: acc" in said and "standard errors from" not in said
+
+
+def test_as_many_items_of_your_own_are_not_the_published_ones(tmp_path, monkeypatch, trained, capsys):
+    """The checksum says which items they are, not their number."""
+    monkeypatch.setattr(hellaswag, "NUM_ITEMS", 2)
+    content = 2 * (json.dumps(ITEM) + "\n").encode()
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    for sha, said in ("0", "not these"), (hashlib.sha256(content).hexdigest(), "published, gpt2"):
+        monkeypatch.setitem(hellaswag.SHA256, "val", sha)
+        play.main(["hellaswag", *trained, f"--data={tmp_path / 'mine.jsonl'}"])
+        out = capsys.readouterr().out
+        assert said in out and ("not these" in out) == (sha == "0")
+
+
+@pytest.mark.parametrize("name", ["hellaswag_val.jsonl", "hellaswag_val_hub.jsonl"])
+def test_a_pipe_in_place_of_the_items(name, tmp_path, monkeypatch, capsys):
+    """Nobody writes to it: we do not wait, and it stays where it is."""
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
+    os.mkfifo(tmp_path / name)
+    code = f"import hellaswag; print(hellaswag.load_examples({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n"
+    hellaswag.prepare(str(tmp_path))
+    assert "no HellaSwag in this run" in capsys.readouterr().out and (tmp_path / name).is_fifo()
 
 
 @pytest.mark.parametrize("flags, said", [
