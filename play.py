@@ -182,17 +182,23 @@ def pieces(tokenizer, ids):
     certain. A token can end within a character: an emoji, for one, has four bytes. The
     text then ends in U+FFFD, which we hold back until more tokens have come.
     """
-    seen = []
-    shown = 0  # characters
+    # only the end is decoded, or a long text would take the square of its length; with the ids
+    # before it, since some tokenizers leave out the space that a text's first token begins with
+    before = []
+    new = []  # since the last place where all characters were whole
+    shown = 0  # characters, of the text of both
     for i in ids:
-        seen.append(i)
-        text = tokenizer.decode(seen)
+        new.append(i)
+        text = tokenizer.decode(before + new)
         certain = len(text.rstrip("\ufffd"))
         if certain > shown:
             yield text[shown:certain]
             shown = certain
+        if certain == len(text):  # all characters are whole
+            before, new = new, []
+            shown = len(tokenizer.decode(before))
     # no more tokens come: if the last character is incomplete, it stays so
-    yield tokenizer.decode(seen)[shown:]
+    yield tokenizer.decode(before + new)[shown:]
 
 
 def continue_text(model, tokenizer, context, settings, generator):

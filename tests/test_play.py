@@ -156,6 +156,26 @@ def test_characters_come_out_whole(ids, text):
     assert len(emoji) > 1 and [p for p in play.pieces(gpt2_tokenizer(), emoji) if p] == ["😀"]
 
 
+def test_a_long_text_is_decoded_once():
+    """Of a thousand tokens no more than the last few are decoded at a time: the work grows with the text."""
+    tokenizer = gpt2_tokenizer()
+    ids = tokenizer.encode("the 😀 中文 king " * 100)
+    sizes = []
+
+    def decode(some):
+        sizes.append(len(some))
+        return tokenizer.decode(some)
+    assert "".join(play.pieces(SimpleNamespace(decode=decode), ids)) == tokenizer.decode(ids)
+    assert max(sizes) < 20 < len(ids)
+
+
+def test_a_space_that_only_a_first_token_leaves_out():
+    """SentencePiece writes ▁the king: the first word of what is decoded loses its space, not the later ones."""
+    words = ["▁the", "▁king", "▁of", "▁France"]
+    tokenizer = SimpleNamespace(decode=lambda ids: "".join(words[i] for i in ids).replace("▁", " ")[1:])
+    assert "".join(play.pieces(tokenizer, range(4))) == "the king of France"
+
+
 def test_chat_through_a_pipe(checkpoint, tmp_path):
     """Lines in, text out; what is wrong is said and changes nothing; the end of stdin is the end. Another process."""
     lines = "the king\n/temperature 0\n/top_k 0\n/top_k x\n/help\nµ\n/new\nthe king\n\n/seed 3\n"
