@@ -159,6 +159,8 @@ def sample(args):
     model, tokenizer, process = prepare(args)
     ids = tokenize(tokenizer, prompt)
 
+    # the model sees no more of the prompt than this, which num_samples rows hold
+    ids = ids[-model.config.block_size :]
     rows = [ids] * args.num_samples
     idx = torch.tensor(rows, device=process.device)  # (num_samples, T)
     generator = torch.Generator(process.device).manual_seed(args.seed)

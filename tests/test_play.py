@@ -176,6 +176,25 @@ def test_a_space_that_only_a_first_token_leaves_out():
     assert "".join(play.pieces(tokenizer, range(4))) == "the king of France"
 
 
+def test_of_a_long_prompt_the_model_sees_the_end(checkpoint, capsys, monkeypatch):
+    """The rows are as long as the context; the same text as from the whole prompt, which is printed whole."""
+    block_size = load_model(checkpoint)["config"]["block_size"]
+    prompt = "the king " * 100
+    widths, generate = [], GPT.generate
+
+    def measured(self, idx, *args, **kwargs):
+        widths.append(idx.size(1))
+        return generate(self, idx, *args, **kwargs)
+    monkeypatch.setattr(GPT, "generate", measured)
+    capsys.readouterr()
+    outs = []
+    for text in prompt, prompt[-block_size:]:  # a token is a character
+        play.main(["sample", checkpoint, text, "--num_samples=2", "--max_new_tokens=9", "--device=cpu"])
+        outs.append(capsys.readouterr().out)
+    assert widths == [block_size, block_size] and outs[0].count(prompt) == 2
+    assert outs[0] == outs[1].replace(prompt[-block_size:], prompt)
+
+
 def test_chat_through_a_pipe(checkpoint, tmp_path):
     """Lines in, text out; what is wrong is said and changes nothing; the end of stdin is the end. Another process."""
     lines = "the king\n/temperature 0\n/top_k 0\n/top_k x\n/help\nµ\n/new\nthe king\n\n/seed 3\n"
