@@ -1,0 +1,530 @@
+"""
+Draws the pictures of docs/, as SVG, from the code and the data of this repository. Each of them is
+850 units wide, with text of at least 15, in the colours of a light page or of a dark one, as the
+reader's browser prefers.
+
+    python tools/pictures.py            # writes assets/*.svg
+    python tools/pictures.py --check    # are they what this program draws? Exit code 2 if not
+
+Contents
+    1 pens            text, box, labelled, line, arrow, grid, page
+    2 the model       block, heads, mask
+    3 the data        dataflow, shift, stream
+    4 the step        batch, step, schedule
+    5 curves          laptop, faults
+    6 the command     PICTURES, main
+"""
+import argparse
+import json
+import math
+import os
+import sys
+from collections import Counter
+from xml.sax.saxutils import escape
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import train_gpt2
+from support.console import UserError, run_program
+from support.files import atomic_write
+from support.tokenizer import ASSETS, gpt2_tokenizer, tokenize_file
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# --------------------------------------------------------------------------------------------------
+# 1 pens: each returns a piece of SVG (str). look: names of classes in STYLE
+
+WIDTH = 850
+# the paper is drawn too: a browser may prefer another theme than the page has
+STYLE = """
+    svg { --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #8c959f; --empty: #f6f8fa;
+          --blue: #0969da; --blue-tint: #ddf0ff; --orange: #bc4c00; --orange-tint: #ffecdc;
+          --green: #1a7f37; --green-tint: #dcf7e1; --red: #cf222e }
+    @media (prefers-color-scheme: dark) {
+      svg { --paper: #0d1117; --ink: #e6edf3; --soft: #9da7b1; --line: #6e7681; --empty: #161b22;
+            --blue: #58a6ff; --blue-tint: #12304f; --orange: #f0883e; --orange-tint: #43260f;
+            --green: #3fb950; --green-tint: #12361d; --red: #ff7b72 } }
+    text { fill: var(--ink); font: 18px Helvetica, Arial, sans-serif; text-anchor: middle }
+    text.small { font-size: 15px; fill: var(--soft) }
+    text.left { text-anchor: start }
+    text.right { text-anchor: end }
+    text.bold { font-weight: bold }
+    text.blue { fill: var(--blue) }
+    text.orange { fill: var(--orange) }
+    text.green { fill: var(--green) }
+    text.red { fill: var(--red) }
+    rect, circle { stroke: var(--line); stroke-width: 1.2; fill: var(--empty) }
+    rect.paper { stroke: none; fill: var(--paper) }
+    rect.blue, circle.blue { fill: var(--blue-tint); stroke: var(--blue) }
+    rect.orange { fill: var(--orange-tint); stroke: var(--orange) }
+    rect.green { fill: var(--green-tint); stroke: var(--green) }
+    rect.frame { fill: none; stroke-dasharray: 6 5 }
+    polyline { fill: none; stroke: var(--line); stroke-width: 1.5 }
+    polyline.thick { stroke-width: 3 }
+    polyline.river { stroke-width: 7 }
+    polyline.dashed { stroke-dasharray: 6 5 }
+    polyline.blue { stroke: var(--blue) }
+    polyline.orange { stroke: var(--orange) }
+    polyline.green { stroke: var(--green) }
+    polyline.red { stroke: var(--red) }
+    polyline.ink { stroke: var(--ink) }
+    polygon.band { fill: var(--blue); opacity: 0.25 }
+    polygon.tip { fill: var(--line) }
+"""
+
+
+def text(x, y, words, look=""):
+    return f'<text class="{look}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
+
+
+def box(x, y, width, height, look="", round=4):
+    return (f'<rect class="{look}" x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" '
+            f'rx="{round}"/>')
+
+
+def labelled(x, y, width, height, look, words, below=""):
+    """A box with a word in it, and perhaps a small line under that."""
+    middle = x + width / 2
+    drawn = box(x, y, width, height, look)
+    if below:
+        return (drawn + text(middle, y + height / 2 - 4, words)
+                + text(middle, y + height / 2 + 16, below, "small"))
+    return drawn + text(middle, y + height / 2 + 6, words)
+
+
+def line(points, look=""):
+    """points: list of (x, y)"""
+    written = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline class="{look}" points="{written}"/>'
+
+
+def arrow(points, look=""):
+    """A line whose last piece, which must be level or upright, ends in a tip."""
+    (x0, y0), (x, y) = points[-2:]
+    length = math.dist((x0, y0), (x, y))
+    dx, dy = (x - x0) / length, (y - y0) / length  # where it points
+    back = (x - 9 * dx, y - 9 * dy)
+    left = (back[0] - 5 * dy, back[1] + 5 * dx)
+    right = (back[0] + 5 * dy, back[1] - 5 * dx)
+    tip = " ".join(f"{px:g},{py:g}" for px, py in ((x, y), left, right))
+    return line([*points[:-1], back], look) + f'<polygon class="tip" points="{tip}"/>'
+
+
+def grid(x, y, size, looks):
+    """A matrix of square cells. looks: a list of rows, each a list of looks"""
+    cells = []
+    for i, row in enumerate(looks):
+        for j, look in enumerate(row):
+            cells.append(box(x + j * size, y + i * size, size, size, look, round=0))
+    return "".join(cells)
+
+
+def page(height, title, description, parts):
+    """The parts of a picture -> the file (str). description: for those who cannot see it"""
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            f'width="{WIDTH}" height="{height}">\n<title>{escape(title)}</title>\n'
+            f"<desc>{escape(description)}</desc>\n<style>{STYLE}</style>\n")
+    paper = box(0, 0, WIDTH, height, "paper", round=8)
+    return head + "\n".join([paper, *parts]) + "\n</svg>\n"
+
+
+# --------------------------------------------------------------------------------------------------
+# 2 the model
+
+
+def branch(x, y, norm, layer, width, remark):
+    """A branch of the block: it leaves the stream at x, passes two boxes, and is added to it"""
+    end = x + 130 + width
+    return [
+        arrow([(x, y), (x, 120), (x + 24, 120)]), labelled(x + 24, 95, 62, 50, "", norm),
+        arrow([(x + 86, 120), (x + 106, 120)]),
+        labelled(x + 106, 95, width, 50, "blue", layer),
+        arrow([(x + 106 + width, 120), (end, 120), (end, y - 14)]),
+        text(x + 106 + width / 2, 82, remark, "small"),
+        f'<circle cx="{end}" cy="{y}" r="14"/>', text(end, y + 6, "+", "bold")]
+
+
+def draw_block():
+    y = 230
+    parts = [
+        box(136, 42, 566, 236, "frame"), text(420, 30, "a block; GPT-2 has twelve of them"),
+        line([(110, y), (740, y)], "river blue"),
+        *branch(166, y, "ln_1", "attention", 108, "where tokens meet"),
+        *branch(444, y, "ln_2", "MLP", 96, "each token alone"),
+        labelled(14, y - 26, 104, 52, "", "wte + wpe"),
+        labelled(722, y - 26, 114, 52, "", "lm_head", "after ln_f"),
+        text(66, y + 50, "ids (B, T)", "small"), text(779, y + 50, "logits", "small"),
+        text(779, y + 70, "(B, T, V)", "small"),
+        text(420, y + 30, "the residual stream (B, T, C)", "blue"),
+        text(420, 312, "nothing stands on the stream but additions, so gradients reach the first "
+                       "block undisturbed", "small")]
+    return page(330, "A block and its residual stream",
+                "The stream runs from the embeddings to the head. Attention and the MLP stand in "
+                "branches, each behind a norm, and what they find is added to it.", parts)
+
+
+def draw_heads():
+    looks, size = ["blue", "orange", "green"], 24
+    T, hs = 4, 2
+    token = ["blue"] * hs + ["orange"] * hs + ["green"] * hs  # its channels
+    parts = [
+        grid(60, 150, size, [token] * T),
+        text(132, 136, "C = 3 heads of 2", "small"), text(132, 276, "(B, T, C)", "bold"),
+        text(50, 203, "T", "small right"),
+        arrow([(226, 198), (304, 198)]), text(264, 186, "view")]
+    for head, look in enumerate(looks):
+        x = 326 + head * (hs * size + 16)
+        parts.append(grid(x, 150, size, [[look] * hs] * T))
+        y = 44 + head * (T * size + 20)
+        parts.append(grid(640, y, size, [[look] * hs] * T))
+        parts.append(text(704, y + 54, f"head {head}: (T, hs)", "left small"))
+    parts += [
+        text(414, 276, "(B, T, nh, hs)", "bold"),
+        arrow([(520, 198), (618, 198)]), text(568, 186, "transpose"), text(568, 222, "(1, 2)"),
+        text(664, 402, "(B, nh, T, hs)", "bold"),
+        text(60, 340, "One row of the batch. Matmuls work on the last", "left small"),
+        text(60, 362, "two dimensions, so now each head has a matrix", "left small"),
+        text(60, 384, "of its own, and all heads go in one call.", "left small")]
+    return page(420, "From channels to heads",
+                "The C channels of a token are cut into heads, and the heads become a dimension "
+                "before that of the tokens.", parts)
+
+
+def draw_mask():
+    words = ["To", "be", ",", "or", "not", "to"]
+    size, n = 46, 6
+    parts = [text(216, 36, "may the row look at the column?"),
+             text(638, 36, "softmax, were all scores equal")]
+    looks = [["blue"] * (i + 1) + [""] * (n - i - 1) for i in range(n)]
+    for x in (78, 500):
+        parts.append(grid(x, 84, size, looks))
+        for i, word in enumerate(words):
+            parts.append(text(x + (i + 0.5) * size, 74, word, "small"))
+            parts.append(text(x - 10, 84 + (i + 0.5) * size + 5, word, "small right"))
+    for i in range(n):
+        for j in range(n):
+            x, y = (j + 0.5) * size, 84 + (i + 0.5) * size + 6
+            parts.append(text(78 + x, y, "yes" if j <= i else "-∞", "small"))
+            weight = f"{1 / (i + 1):.2f}" if j <= i else "0"
+            parts.append(text(500 + x, y, weight, "small"))
+    parts.append(text(425, 398, "-∞ before the softmax is 0 after it: each row sums to one, over "
+                                "itself and the past", "small"))
+    return page(416, "The causal mask",
+                "Six tokens look at each other: each at itself and at those before it.", parts)
+
+
+# --------------------------------------------------------------------------------------------------
+# 3 the data
+
+
+def draw_dataflow():
+    columns, width = [10, 228, 446, 664], 176
+    first = [("", "text", "FineWeb-Edu, a file"), ("blue", "fineweb.py", "text to token ids"),
+             ("", "shards", "ids, 2 bytes each"),
+             ("blue", "DataLoaderLite", "one stream, a position")]
+    forward = [("orange", "loss", "cross-entropy"), ("blue", "model", "logits (B, T, V)"),
+               ("", "x, y (B, T)", "y is x shifted by one")]
+    back = [("orange", "backward", "gradients add up"), ("", "average, clip", "of all processes"),
+            ("blue", "AdamW", "at the rate get_lr")]
+    last = [("", "validation loss", "always the same text"),
+            ("blue", "hellaswag.py", "four endings"), ("", "samples", "text it writes"),
+            ("", "log/model_*.pt", "to resume, for play.py")]
+    parts = [box(216, 122, 630, 236, "frame"), text(230, 146, "THE STEP", "left red bold"),
+             text(330, 146, "up to backward for each micro batch", "left small")]
+    for y, x, boxes in ((24, columns, first), (164, columns[1:], forward),
+                        (276, columns[1:], back), (452, columns, last)):
+        for left, (look, words, below) in zip(x, boxes, strict=True):
+            parts.append(labelled(left, y, width, 60, look, words, below))
+    for left in columns[:3]:
+        parts.append(arrow([(left + width, 54), (left + width + 42, 54)]))
+    for left in columns[1:3]:
+        parts.append(arrow([(left + 218, 194), (left + width, 194)]))
+        parts.append(arrow([(left + width, 306), (left + 218, 306)]))
+    parts += [arrow([(752, 84), (752, 164)]), arrow([(316, 224), (316, 276)]),
+              arrow([(752, 276), (752, 250), (534, 250), (534, 224)], "blue"),
+              text(643, 244, "changes the weights", "small blue"),
+              line([(534, 358), (534, 412)], "blue"), line([(98, 412), (752, 412)], "blue"),
+              text(522, 390, "raw_model: the same weights, neither compiled nor wrapped",
+                   "right small blue")]
+    for left in columns:
+        parts.append(arrow([(left + 88, 412), (left + 88, 452)], "blue"))
+    return page(530, "How data flows through train_gpt2.py",
+                "Text becomes shards, shards become batches. In the step a batch goes through the "
+                "model to a loss, backward and AdamW change the weights. The same weights, as "
+                "raw_model, go to the evals, the samples and the checkpoints.", parts)
+
+
+
+def visible(word):
+    """How a token is written in a picture"""
+    return "⏎" if word == "\n" else word.strip()
+
+
+def draw_shift():
+    B, T, size = 2, 4, 84
+    tokenizer = gpt2_tokenizer()
+    with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
+        ids = tokenizer.encode(f.read(100))[: B * T + 1]
+    words = [visible(tokenizer.decode([i])) for i in ids]
+    left = (WIDTH - 9 * size) / 2
+    parts = [text(left, 34, "buf: B*T + 1 tokens in a row, here B = 2, T = 4", "left")]
+    for i, word in enumerate(words):
+        parts.append(labelled(left + i * size, 92, size, 54, "", word, str(ids[i])))
+    parts += [
+        line([(left + 2, 80), (left + 8 * size - 2, 80)], "thick blue"),
+        text(left + 4 * size, 70, "x = buf[:-1]", "blue"),
+        line([(left + size + 2, 158), (left + 9 * size - 2, 158)], "thick orange"),
+        text(left + 5 * size, 182, "y = buf[1:]", "orange")]
+    for look, name, shift, x in (("blue", "x", 0, 40), ("orange", "y", 1, 474)):
+        parts.append(text(x, 236, f"{name}.view(B, T)", f"left {look}"))
+        for i in range(B * T):
+            row, column = divmod(i, T)
+            parts.append(labelled(x + column * size, 248 + row * 46, size, 46, look,
+                                  words[i + shift]))
+    parts.append(text(425, 376, "each y is what comes after the x in its place; the last y here is "
+                                "the first x of the next batch", "small"))
+    return page(396, "x shifted to y",
+                "Of nine tokens the first eight are x, and the last eight are y.", parts)
+
+
+def slices(x, y, names, looks):
+    """Pieces of the stream, 60 wide, with the process that reads each"""
+    drawn = []
+    for i, name in enumerate(names):
+        drawn.append(labelled(x + 60 * i, y, 60, 42, looks[name], f"p{name}"))
+    return drawn
+
+
+def draw_stream():
+    x, looks = 65, ["blue", "orange"]
+    steps = []
+    for step in range(6):
+        steps.append(text(x + 60 + 120 * step, 254, f"step {step}", "small"))
+        steps.append(line([(x + 4 + 120 * step, 234), (x + 116 + 120 * step, 234)], "ink"))
+    parts = [
+        text(x, 34, "the shards of a split are one stream of tokens", "left"),
+        labelled(x, 46, 330, 42, "", "shard 1"), labelled(x + 330, 46, 270, 42, "", "shard 2"),
+        labelled(x + 600, 46, 120, 42, "", "shard 1 again"),
+        text(x, 126, "two processes: each piece is B*T tokens, process r reads at position + B*T*r",
+             "left"),
+        *slices(x, 138, [0, 1, 0, 1, 0, 1], looks),
+        text(x, 222, "the same steps, whoever reads them", "left small"), *steps,
+        line([(x + 360, 134), (x + 360, 346)], "thick dashed red"),
+        text(x + 372, 164, "stopped: the checkpoint holds", "left small"),
+        text(x + 372, 184, "position = 6 * B*T, and no more", "left red small"),
+        text(x + 348, 306, "resumed with one process:", "right"),
+        text(x + 348, 330, "two micro steps in its place", "right small"),
+        *slices(x + 360, 286, [0, 0, 0, 0, 0, 0], looks),
+        text(x, 372, "nothing is read twice, nothing is left out", "left small")]
+    return page(396, "The stream and its position",
+                "Two processes take turns in the stream. One that resumes goes on at the position "
+                "of the checkpoint, with the same tokens in each step.", parts)
+
+
+# --------------------------------------------------------------------------------------------------
+# 4 the step
+
+
+def draw_batch():
+    looks = ["blue", "orange", "green", ""]
+    parts = [text(425, 34, "524,288 tokens a step = 512 rows of 1,024, with B = 64 rows at a time")]
+    for i, (processes, micro_steps) in enumerate(((1, 8), (2, 4), (8, 1))):
+        x, y, width, height = 50 + 270 * i, 112, 210, 224
+        plural = "es" if processes > 1 else ""
+        parts.append(text(x + width / 2, 76, f"{processes} process{plural}", "bold"))
+        times = "s" if micro_steps > 1 else ""
+        parts.append(text(x + width / 2, 98, f"{micro_steps} micro step{times}", "small"))
+        w, h = width / processes, height / micro_steps
+        for micro_step in range(micro_steps):
+            for process in range(processes):
+                look = looks[process % 3]
+                cell = x + process * w, y + micro_step * h
+                parts.append(box(*cell, w, h, look, round=0))
+                name = f"p{process}"
+                parts.append(text(cell[0] + w / 2, cell[1] + h / 2 + 5, name, "small"))
+    parts += [arrow([(30, 112), (30, 336)]),
+              text(425, 372, "down: one after another, gradients add up. across: at the same time, "
+                             "gradients are averaged", "small"),
+              text(425, 396, "the same tokens, the same gradient, the same step", "small")]
+    return page(414, "Micro steps times processes",
+                "One process takes eight micro steps, two take four each, eight take one: the "
+                "batch is the same.", parts)
+
+
+def lane(y, name):
+    """The step of one process on the line of time: three micro steps -> parts"""
+    parts = [text(76, y + 27, name, "right")]
+    x = 90
+    for _ in range(3):
+        parts += [labelled(x, y, 74, 42, "blue", "forward"),
+                  labelled(x + 74, y, 104, 42, "orange", "backward")]
+        x += 184
+    return [*parts, labelled(x + 6, y, 46, 42, "", "clip"),
+            labelled(x + 58, y, 84, 42, "", "AdamW")]
+
+
+def draw_step():
+    parts = [
+        line([(90, 62), (90, 50), (784, 50), (784, 62)], "ink"),
+        text(437, 40, "dt: the clock covers this and nothing else"),
+        *lane(112, "p0"), *lane(220, "p1")]
+    for micro_step in range(3):
+        parts.append(text(179 + 184 * micro_step, 92, f"micro step {micro_step}", "small"))
+    parts += [
+        box(548, 160, 88, 54, "green"), text(592, 183, "average", "green"),
+        text(592, 203, "gradients", "green"),
+        line([(456, 106), (456, 290)], "dashed red thick"),
+        text(456, 312, "require_backward_grad_sync = True", "red"),
+        text(456, 334, "before the last forward, or it works one micro step too late", "small"),
+        text(96, 192, "gradients add up, each process for itself", "left small"),
+        text(792, 178, "then the evals", "small right"),
+        text(792, 198, "and saving", "small right")]
+    return page(352, "The step on a time line",
+                "Each process goes forward and backward for each micro step. While the last "
+                "backward still computes, gradients are averaged; then clip and update.", parts)
+
+
+def plot(x_range, y_range, frame=(90, 40, 720, 290)):
+    """A function from data to the picture: (x, y) -> (x, y). frame: left, top, width, height"""
+    left, top, width, height = frame
+
+    def place(x, y):
+        across = (x - x_range[0]) / (x_range[1] - x_range[0])
+        up = (y - y_range[0]) / (y_range[1] - y_range[0])
+        return left + across * width, top + (1 - up) * height
+    return place
+
+
+def axes(place, x_ticks, y_ticks, x_range, y_range):
+    """Two lines, and where they are labelled. ticks: list of (value, label)"""
+    parts = [line([place(x_range[0], y_range[1]), place(x_range[0], y_range[0]),
+                   place(x_range[1], y_range[0])], "ink")]
+    for value, label in x_ticks:
+        x, y = place(value, y_range[0])
+        parts += [line([(x, y), (x, y + 6)], "ink"), text(x, y + 24, label, "small")]
+    for value, label in y_ticks:
+        x, y = place(x_range[0], value)
+        parts += [line([(x - 6, y), (x, y)], "ink"), text(x - 11, y + 5, label, "small right")]
+    return parts
+
+
+def draw_schedule():
+    config = train_gpt2.TrainConfig()
+    last = config.max_steps
+    x_range, y_range = (0, last), (0, 7e-4)
+    place = plot(x_range, y_range)
+    steps = [*range(0, config.warmup_steps, 5), *range(config.warmup_steps, last, 100), last]
+    curve = [place(step, train_gpt2.get_lr(step, config)) for step in steps]
+    peak, end = place(config.warmup_steps, config.max_lr), place(last, config.min_lr)
+    parts = axes(place, [(0, "0"), (5000, "5,000"), (10000, "10,000"), (15000, "15,000"),
+                         (last, f"{last:,}")],
+                 [(0, "0"), (config.min_lr, "6e-5"), (config.max_lr, "6e-4")], x_range, y_range)
+    parts += [
+        line([place(0, config.min_lr), end], "dashed"), line(curve, "thick blue"),
+        text(peak[0] + 14, peak[1] - 12, f"warm-up: {config.warmup_steps} steps, a straight line",
+             "left"),
+        text(place(9600, 0)[0], place(0, 4.2e-4)[1], "half a cosine", "left"),
+        text(place(2000, 0)[0], end[1] - 10, "a tenth of the highest rate", "left"),
+        text(450, 378, "step", "small")]
+    return page(394, "The learning rate",
+                "It climbs for 715 steps, then follows half a cosine down to a tenth.", parts)
+
+
+# --------------------------------------------------------------------------------------------------
+# 5 curves
+
+
+def costs_of_counting(train, val, longest):
+    """
+    What a table of counts pays for a text, in nats a character -> list, for single characters,
+    pairs, triples ... The counts are those of train; what a table has not seen often it leaves to
+    the table of shorter pieces (Witten and Bell 1991).
+    """
+    probs = [1 / len(set(train))] * len(val)
+    costs = []
+    for length in range(1, longest + 1):
+        counts = Counter(train[i : i + length] for i in range(len(train) - length + 1))
+        seen, kinds = Counter(), Counter()  # of what comes after a piece: how many, how many kinds
+        for piece, n in counts.items():
+            seen[piece[:-1]] += n
+            kinds[piece[:-1]] += 1
+        for i in range(length - 1, len(val)):
+            piece = val[i - length + 1 : i + 1]
+            past = piece[:-1]
+            if seen[past] > 0:
+                trusted = counts[piece] + kinds[past] * probs[i]
+                probs[i] = trusted / (seen[past] + kinds[past])
+        costs.append(-sum(map(math.log, probs)) / len(val))
+    return costs
+
+
+def read_json(name):
+    with open(os.path.join(ASSETS, name), encoding="utf-8") as f:
+        return json.load(f)
+
+
+def dots(points):
+    return [f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points]
+
+
+def draw_laptop():
+    curve = [(int(step), *values) for step, values in read_json("laptop_curve.json")["val"].items()]
+    tokenizer, train, val = tokenize_file(os.path.join(ROOT, "input.txt"), "char")
+    train, val = (tokenizer.decode(part[0].tolist()) for part in (train, val))
+    costs = costs_of_counting(train, val, 4)
+    last, loss, _ = curve[-1]
+    x_range, y_range = (0, last), (1.5, 5.2)
+    place = plot(x_range, y_range, (70, 30, 750, 340))
+    parts = axes(place, [(0, "0"), (1000, "1,000"), (2000, "2,000"), (3000, "3,000"),
+                         (last, f"{last:,}")],
+                 [(y, str(y)) for y in (2, 3, 4, 5)], x_range, y_range)
+    names = ["single characters", "pairs", "triples", "fours"]
+    lines = [("knowing nothing", math.log(128)), *zip(names, costs, strict=True)]
+    for name, cost in lines:
+        parts.append(line([place(0, cost), place(last, cost)], "dashed"))
+        x, y = place(last, cost)
+        below = name == "fours"
+        parts.append(text(x, y + 20 if below else y - 8, f"{name} {cost:.2f}", "right small"))
+    band = [place(step, mean + 3 * spread) for step, mean, spread in curve]
+    band += [place(step, mean - 3 * spread) for step, mean, spread in reversed(curve)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in band)
+    parts += [f'<polygon class="band" points="{points}"/>',
+              line([place(step, mean) for step, mean, _ in curve], "thick blue"),
+              *dots([place(step, mean) for step, mean, _ in curve]),
+              text(place(350, 0)[0], place(0, 2.78)[1], f"the laptop preset ends at {loss:.2f}",
+                   "left blue"),
+              text(445, 418, "step; loss in nats a character, of ten seeds (band: three times "
+                             "their standard deviation)", "small")]
+    return page(434, "The laptop's curve and what counting pays",
+                "The validation loss of the laptop preset passes the lines of counted characters, "
+                "pairs and triples, and ends just above that of fours.", parts)
+
+
+# --------------------------------------------------------------------------------------------------
+# 6 the command
+
+PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
+            "dataflow": draw_dataflow, "shift": draw_shift, "stream": draw_stream,
+            "batch": draw_batch, "step": draw_step, "schedule": draw_schedule,
+            "laptop_curve": draw_laptop}
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--out", default=ASSETS, help="the folder [%(default)s]")
+    args = parser.parse_args(argv)
+    for name, draw in PICTURES.items():
+        path = os.path.join(args.out, f"{name}.svg")
+        drawn = draw()
+        if not args.check:
+            with atomic_write(path, "w", encoding="utf-8") as f:
+                f.write(drawn)
+            continue
+        with open(path, encoding="utf-8") as f:
+            if f.read() != drawn:
+                raise UserError(f"{path} is not what is drawn today: python tools/pictures.py")
+
+
+if __name__ == "__main__":
+    run_program(main)
