@@ -8,6 +8,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from small_runs import ROOT, refusal
 
+import train_gpt2
+from support.settings import parse_flags
 from tools import pictures
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -77,3 +79,15 @@ def test_the_lines_of_the_laptops_picture_are_those_of_its_text(folder):
     drawn = (folder / "laptop_curve.svg").read_text(encoding="utf-8")
     for label in ("single characters 3.35", "pairs 2.49", "triples 2.04", "fours 1.75", "ends at 1.78"):
         assert label in drawn
+
+
+def test_every_fault_costs_something(folder):
+    """The run as it should be ends lowest, and each of the others is a command that one can type."""
+    whole, *faults = pictures.read_json("fault_curves.json")["curves"].items()
+    drawn = (folder / "faults.svg").read_text(encoding="utf-8")
+    for name, fault in (whole, *faults):
+        assert f"{name}: {fault['val']:.2f}" in drawn and len(fault["train"]) == 25
+        argv = fault["command"].split("train_gpt2.py ")[1].split()
+        _, config, _ = parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)
+        assert config.max_steps == 500
+    assert all(fault["val"] > whole[1]["val"] + 0.05 for _, fault in faults)

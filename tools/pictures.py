@@ -59,6 +59,7 @@ STYLE = """
     rect.green { fill: var(--green-tint); stroke: var(--green) }
     rect.frame { fill: none; stroke-dasharray: 6 5 }
     polyline { fill: none; stroke: var(--line); stroke-width: 1.5 }
+    polyline.medium { stroke-width: 2.2 }
     polyline.thick { stroke-width: 3 }
     polyline.river { stroke-width: 7 }
     polyline.dashed { stroke-dasharray: 6 5 }
@@ -499,13 +500,33 @@ def draw_laptop():
                 "pairs and triples, and ends just above that of fours.", parts)
 
 
+def draw_faults():
+    faults = read_json("fault_curves.json")["curves"]
+    looks = ["thick ink", "medium orange", "medium blue", "medium red", "medium green"]
+    x_range, y_range = (0, 500), (2.2, 4.6)
+    place = plot(x_range, y_range, (70, 30, 750, 330))
+    parts = axes(place, [(x, str(x)) for x in (0, 100, 200, 300, 400, 500)],
+                 [(y, str(y)) for y in (2.5, 3, 3.5, 4)], x_range, y_range)
+    for i, (name, fault) in enumerate(faults.items()):
+        points = [place(step, loss) for step, loss in fault["train"] if loss < y_range[1]]
+        parts.append(line(points, looks[i]))
+        y = 62 + 28 * i
+        parts.append(line([(420, y - 6), (456, y - 6)], looks[i]))
+        parts.append(text(468, y, f"{name}: {fault['val']:.2f}", "left"))
+    parts.append(text(445, 408, "step; train loss of 20 steps, nats a character. Figures: "
+                                "validation loss at the end", "small"))
+    return page(424, "What the common faults look like",
+                "Train losses of five short runs on a laptop: one as it should be, four with a "
+                "fault each.", parts)
+
+
 # --------------------------------------------------------------------------------------------------
 # 6 the command
 
 PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
             "dataflow": draw_dataflow, "shift": draw_shift, "stream": draw_stream,
             "batch": draw_batch, "step": draw_step, "schedule": draw_schedule,
-            "laptop_curve": draw_laptop}
+            "laptop_curve": draw_laptop, "faults": draw_faults}
 
 
 def main(argv):
