@@ -468,6 +468,8 @@ def other_setting(meta, settings, n):
     # what an older version of this program did not note is taken to be the same
     theirs = {**settings, **meta["settings"], "parts": meta["part"][1]}
     for key, value in {**settings, "parts": n}.items():
+        if theirs[key] != value and key == "ends":
+            return "these files, but they have been edited since"
         if theirs[key] != value:
             return f"another {key} ({theirs.get(key)}, not {value})"
     return None

@@ -589,7 +589,7 @@ def interrupted(make_two, monkeypatch):
     monkeypatch.setattr(fineweb, "write_shard", write_shard)
 
 
-@pytest.mark.parametrize("where, said", [(0, "another ends"), (-20, "another ends"), (None, "been modified since")])
+@pytest.mark.parametrize("where, said", [(0, "edited since"), (-20, "edited since"), (None, "been modified since")])
 def test_a_file_edited_to_the_same_size_between_two_runs(where, said, make_two, tmp_path, monkeypatch):
     """Half of the shards would be of another text: seen by a hash of the ends, or by the time of the change."""
     interrupted(make_two, monkeypatch)

@@ -257,7 +257,7 @@ ROWS = [
         "shards/edufineweb_train_00000{1,9}.npy; gpt2 --data_root=shards", 0, "000009.npy"),
     Row("a file edited to the same size", "cp ../made/documents.jsonl b.jsonl; "
         "fineweb --files=b.jsonl --shard_size=2000 --max_shards=2; sed -i s/th/ht/ b.jsonl; "
-        "fineweb --files=b.jsonl --shard_size=2000", 2, "another source"),
+        "fineweb --files=b.jsonl --shard_size=2000", 2, "have been edited"),
     Row("weights in int8", "play info ../made/int8.pt", 2, "int8"),
     # 5 nothing waits, or takes for ever
     Row("one of two processes", "RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 "
@@ -283,7 +283,7 @@ ROWS = [
     Row("deep JSON: HellaSwag items", "deep > b.jsonl; score b.jsonl", 2, "not a HellaSwag item"),
     Row("deep JSON: meta.json", "cp -r ../made/shards b; deep > b/meta.json; train --data_root=b",
         2, "meta.json is damaged"),
-    Row("deep JSON: documents", "deep > b.jsonl; fineweb --files=b.jsonl", 2, "too deeply"),
+    Row("deep JSON: documents", "deep > b.jsonl; fineweb --files=b.jsonl", 2, "a JSON array"),
     Row("deep JSON: tokenizer.json", "deep > t.json; documents --tokenizer=t.json", 2,
         "not a usable tokenizer.json"),
     Row("info: texts for numbers", "play info ../made/texts.pt", 0, "validation loss three"),

@@ -25,8 +25,8 @@ from xml.sax.saxutils import escape
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import train_gpt2
 from support.console import UserError, run_program
-from support.files import atomic_write
-from support.tokenizer import ASSETS, gpt2_tokenizer, tokenize_file
+from support.files import ASSETS, atomic_write
+from support.tokenizer import gpt2_tokenizer, tokenize_file
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
