@@ -34,3 +34,23 @@ def test_contenders_on_a_card_come_one_after_the_other(monkeypatch, device, toge
     assert max(most) == together and peaks == {"ours": 1.5, "products": 1.5}
     assert {name: len(seconds) for name, seconds in times.items()} == {"ours": 3, "products": 3}
     assert ("ours products ours products" in " ".join(calls)) == (device == "cpu")
+
+
+def test_a_contender_that_dies_is_a_row(monkeypatch, capsys):
+    """On a card transformers may not fit; what was measured before it, and after it, is printed all the same."""
+    from tools import bench
+
+    @contextlib.contextmanager
+    def worker(kind, *words):
+        def ask(word="work"):
+            if "transformers" in words:
+                raise bench.Died("died with exit code 1")
+            return 1.5
+        yield ask
+    monkeypatch.setattr(bench, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(bench, "worker", worker)
+    monkeypatch.setattr(bench, "mfu_text", lambda size, seconds: "40%")
+    lines = [line for other in ("transformers", "plain") for line in bench.compare_steps(bench.CUDA_SIZES[0], other)]
+    assert "B=64, T=1024: transformers | died with exit code 1" in capsys.readouterr().out
+    assert sum("against plain" in line for line in lines) == 2 and not any("against transformers" in x for x in lines)
+    assert sum(line.startswith("| MFU, ours") for line in lines) == 2

@@ -6,4 +6,9 @@ Programs for those who work on the project; each says more with --help.
     python tools/faults.py        kills training runs, does what clumsy people do: nothing is lost
     python tools/laptop_curve.py  ten seeds of the laptop preset: what is normal there
     python tools/pictures.py      draws the pictures of the docs
+
+And what they share:
+
+    tools/measure.py              the clock, the memory, and what is measured
+    tools/children.py             processes that measure, and may die
 """

@@ -15,7 +15,7 @@ Parts
     ddp         two gloo processes against one, same batch, one thread each
     import      importing train_gpt2 against importing torch
     checkpoint  saving and loading 1.5 GB against torch.save and torch.load
-    attention   flash, memory-efficient and math kernels, forward and backward (CUDA only)
+    attention   each of PyTorch's kernels, forward and backward
     hellaswag   items per second, 124M parameters: the batched eval against one item at a time
                 with all logits
     fineweb     tokens per second, from .jsonl to shards, all workers, on 50 MB of --files (or of
@@ -25,13 +25,16 @@ Parts
                 without a cache
     scale       8 to 512 GPUs over three kinds of links: step time and efficiency, on paper
 
+What is measured stands in measure.py, which gpu_report.py uses too. A contender that dies is a row
+that says so.
+
 The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default, the loss from
 all logits at once.
 
 docs/speed.md has the table, where the time of a step goes, and what was tried and left out.
 
 Contents
-    1 the frame               in_turn, worker, and the lines of the table
+    1 the frame               worker, and the lines of the table
     2 a training step         step
     3 whole programs          laptop, ddp, import
     4 on paper                scale
@@ -46,8 +49,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -61,49 +62,24 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import fineweb
 import hellaswag
 import train_gpt2
 from support.arithmetic import mfu
-from support.processes import keep_freed_memory
-from support.runlog import read_log
-from support.tokenizer import gpt2_tokenizer, tokenize_file
+from support.tokenizer import gpt2_tokenizer
+from tools.measure import (DEVICE, KERNELS, PLAYS, ROOT, attention, contender, describe_machine,
+                           forget_peak, generation, in_turn, made_up_items, peak_memory, products,
+                           read_all, save_ours, save_plainly, timed, train, trained_model)
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PLAYS = os.path.join(ROOT, "input.txt")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPT2 = train_gpt2.GPTConfig()  # 124M
 
 # -------------------------------------------------------------------------------------------------
 # 1 the frame: contenders in this process, contenders in fresh ones, the lines of the table
 
-def synchronize():
-    """Wait until a GPU has done what was queued: only then is its time known."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(function):
-    """Call a function -> the seconds it took."""
-    t0 = time.perf_counter()
-    function()
-    return time.perf_counter() - t0
-
-
-def in_turn(runs, *functions):
-    """
-    Call the functions one after another, `runs` times, after one warm-up each -> the seconds
-    of each (a list of lists). What slows the machine down for a while slows all of them.
-    """
-    times = [[] for _ in functions]
-    for i in range(runs + 1):
-        for function, its_times in zip(functions, times, strict=True):
-            seconds = timed(function)
-            if i > 0:
-                its_times.append(seconds)
-    return times
+class Died(Exception):
+    """A worker has ended before its work was done: out of memory, as a rule."""
 
 
 @contextlib.contextmanager
@@ -117,14 +93,18 @@ def worker(kind, *words):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as process:
         def ask(word="work"):
-            process.stdin.write(f"{word}\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has died: see below
+                process.stdin.write(f"{word}\n")
+                process.stdin.flush()
             for printed in process.stdout:
                 if printed.startswith("answer "):
                     return float(printed.split()[1])
-            raise SystemExit(f"the worker {kind} {words} has died")
-        yield ask
-        process.stdin.close()  # the end of its input is the end of its loop
+            raise Died(f"died with exit code {process.wait()}")
+        try:
+            yield ask
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # the end of its input is the end of its loop
 
 
 def line(what, here, against="", ratio="", aim=""):
@@ -177,112 +157,20 @@ CPU_SIZES = (
 CUDA_SIZES = (Size(64, 1024, 20, {"plain": "", "transformers": ""}),)
 
 
-def our_model(config, process):
-    """The model and the optimizer as in train_gpt2.py -> raw_model, model, optimizer"""
-    keep_freed_memory()
-    raw_model = train_gpt2.GPT(train_gpt2.GPTConfig()).to(DEVICE)
-    model = train_gpt2.wrap_model(raw_model, config, process)
-    return raw_model, model, raw_model.configure_optimizers(0.1, 6e-4)
-
-
-def transformers_gpt2():
-    """The same model from transformers, with the same number of rows and without dropout."""
-    import transformers
-    transformers.logging.set_verbosity_error()  # it would warn about its own loss
-    config = transformers.GPT2Config(vocab_size=50304, resid_pdrop=0, embd_pdrop=0,
-                                     attn_pdrop=0, use_cache=False)
-    return transformers.GPT2LMHeadModel(config)
-
-
-def other_model(name):
-    """What "plain" or "transformers" trains -> model, optimizer"""
-    if name == "transformers":
-        model = transformers_gpt2()
-    else:
-        model = train_gpt2.GPT(train_gpt2.GPTConfig())
-    model.to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95),
-                                  weight_decay=0.1)
-    return model, optimizer
-
-
-def compute_loss(name, model, x, y):
-    """The mean loss of x, y (B, T), as a contender gets it."""
-    if name == "plain":
-        logits, _ = model(x)  # all of them
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
-    if name == "transformers":
-        return model(x, labels=x).loss  # it moves the labels on by itself
-    _, loss = model(x, y)
-    return loss
-
-
-def contender(name, B, T):
+def steps_one_by_one(B, T, runs, *names):
     """
-    One training step as somebody would run it -> the function that does it. name: "ours"
-    (compiled, in the dtype that choose_dtype picks), "eager" (the same, not compiled), "plain"
-    or "transformers".
+    steps_in_turn, where two contenders do not fit into a card. One that dies is a row of its own.
     """
-    B, T = int(B), int(T)  # from a command line
-    torch.manual_seed(1337)
-    is_ours = name in ("ours", "eager")
-    dtype = "auto" if is_ours else "bfloat16"
-    compiled = name == "ours"
-    config = train_gpt2.TrainConfig(B=B, T=T, dtype=dtype, compile=compiled)
-    process = train_gpt2.setup_distributed(config)
-    torch.set_float32_matmul_precision("high")
-    if is_ours:
-        raw_model, model, optimizer = our_model(config, process)
-    else:
-        model, optimizer = other_model(name)
-        raw_model = model
-    _, train_shards, _ = tokenize_file(PLAYS, "gpt2")
-    loader = train_gpt2.DataLoaderLite(train_shards, B, T)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        x, y = loader.next_batch()
-        x, y = x.to(DEVICE), y.to(DEVICE)
-        with process.autocast:
-            loss = compute_loss(name, model, x, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(raw_model.parameters(), 1.0)
-        optimizer.step()
-        synchronize()
-    return step
-
-
-def products(B, T):
-    """
-    Nothing but the matrix products of that step -> the function that does them: forward (y = x w)
-    and backward (gx = gy w, gw = gy x), each shape as often as in the step.
-    """
-    B, T = int(B), int(T)  # from a command line
-    n, C, V = B * T, 768, 50304
-    dtype = train_gpt2.setup_distributed(train_gpt2.TrainConfig()).dtype
-
-    def make(*shape):
-        return torch.randn(shape, device=DEVICE, dtype=dtype)
-    linear = []
-    # how often, inputs, outputs: c_attn, c_proj, c_fc and c_proj of 12 blocks, and the head
-    for times, K, N in ((12, C, 3 * C), (12, C, C), (12, C, 4 * C), (12, 4 * C, C), (1, C, V)):
-        linear.append((times, make(n, K), make(N, K), make(n, N)))
-    # in attention half of each product is asked for: no token looks ahead
-    q = make(B * 12, T // 2, 64)
-    k = make(B * 12, T, 64)
-    p = make(B * 12, T // 2, T)
-
-    def work():
-        for times, x, w, g in linear:
-            for _ in range(times):
-                x @ w.t()
-                g @ w
-                g.t() @ x
-        for _ in range(3 * 12):  # one forward and two backward, in each block
-            q @ k.transpose(1, 2)
-            p @ k  # as large as p v
-        synchronize()
-    return work
+    times, peaks = {}, {}
+    for name in names:
+        try:
+            its_times, its_peak = steps_in_turn(B, T, runs, name)
+        except Died as e:
+            print(line(f"step, 124M, B={B}, T={T}: {name}", str(e)), flush=True)
+            continue
+        times.update(its_times)
+        peaks.update(its_peak)
+    return times, peaks
 
 
 def steps_in_turn(B, T, runs, *names):
@@ -291,13 +179,7 @@ def steps_in_turn(B, T, runs, *names):
     {name: peak memory in GB}
     """
     if DEVICE.type == "cuda" and len(names) > 1:
-        # two of them do not fit into a card: one after the other
-        times, peaks = {}, {}
-        for name in names:
-            its_times, its_peak = steps_in_turn(B, T, runs, name)
-            times.update(its_times)
-            peaks.update(its_peak)
-        return times, peaks
+        return steps_one_by_one(B, T, runs, *names)
     with contextlib.ExitStack() as stack:
         workers = []
         for name in names:
@@ -321,7 +203,7 @@ def mfu_text(size, seconds):
 
 
 def compare_steps(size, other):
-    """The lines of a step of ours against the one of "plain" or of "transformers"."""
+    """Yield the lines of a step of ours against the one of "plain" or of "transformers"."""
     names = ["ours", other]
     in_detail = other == "plain" and size.T == 1024
     if in_detail:
@@ -334,21 +216,23 @@ def compare_steps(size, other):
     if in_detail:
         contenders.append(("eager", "eager", "", ""))
 
-    lines = []
     for name, how, aim, its_memory_aim in contenders:
-        lines.append(row(f"{what}, {how}, against {other}", "tok/s", tokens, times[name],
-                         times[other], aim))
-        lines.append(line("its peak memory", f"{peaks[name]:.2f} GB", f"{peaks[other]:.2f} GB",
-                          f"{peaks[name] / peaks[other]:.2f}", its_memory_aim))
-    if in_detail:
+        if not {name, other} <= times.keys():
+            continue  # one of them has died, and has a row that says so
+        yield row(f"{what}, {how}, against {other}", "tok/s", tokens, times[name], times[other],
+                  aim)
+        yield line("its peak memory", f"{peaks[name]:.2f} GB", f"{peaks[other]:.2f} GB",
+                   f"{peaks[name] / peaks[other]:.2f}", its_memory_aim)
+    if in_detail and {"products", "ours"} <= times.keys():
         alone, compiled = times["products"], times["ours"]
-        lines.append(line("matrix products alone, share of the compiled step",
-                          f"{median(alone):.3f} s", f"{median(compiled):.3f} s",
-                          ratio_of(alone, compiled), "0.55"))
+        yield line("matrix products alone, share of the compiled step",
+                   f"{median(alone):.3f} s", f"{median(compiled):.3f} s",
+                   ratio_of(alone, compiled), "0.55")
     if DEVICE.type == "cuda":
-        lines.append(line(f"MFU of the compiled step, against {other}",
-                          mfu_text(size, times["ours"]), mfu_text(size, times[other])))
-    return lines
+        for name in names:
+            if name in times and name != "products":
+                rate = f"{tokens / median(times[name]):,.0f} tok/s"
+                yield line(f"MFU, {name}", mfu_text(size, times[name]), rate)
 
 
 def bench_step(args):
@@ -358,31 +242,13 @@ def bench_step(args):
     if args.quick:
         sizes = sizes[-1:]
         others = ["plain"]
-    lines = []
     for size in sizes:
         for other in others:
-            lines += compare_steps(size, other)
-    return lines
+            yield from compare_steps(size, other)
 
 
 # -------------------------------------------------------------------------------------------------
 # 3 whole programs
-
-def train(log_dir, *flags, processes=1, **env):
-    """
-    Run train_gpt2.py in fresh processes -> its log, {stream: {step: value}}. env: variables of
-    the environment.
-    """
-    python = [sys.executable]
-    if processes > 1:
-        python += ["-m", "torch.distributed.run", "--standalone",
-                   f"--nproc_per_node={processes}"]
-    command = [*python, "train_gpt2.py", f"--log_dir={log_dir}", "--save_every=0", *flags]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
-                   env={**os.environ, **env})
-    log, _ = read_log(log_dir)
-    return log
-
 
 def bench_laptop(args):
     """How long the laptop preset trains until it is at 1.85; --quick: what its steps take."""
@@ -584,38 +450,6 @@ def bench_loader(args):
                  f"{plain_grown / 1e6:.0f} MB", aim="< 50 MB")]
 
 
-def trained_model(n_layer):
-    """A model after one step, whose optimizer therefore has moments -> model, optimizer"""
-    model = train_gpt2.GPT(train_gpt2.GPTConfig(n_layer=n_layer))
-    optimizer = model.configure_optimizers(0.1, 6e-4)
-    x = torch.zeros(1, 8, dtype=torch.long)
-    _, loss = model(x, x)
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    return model, optimizer
-
-
-def save_plainly(path, model, optimizer, flush):
-    """torch.save. flush: wait until it is on the disk, as we do."""
-    # beside the old file, as ours: writing over its pages would be cheaper
-    with open(f"{path}.new", "wb") as f:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
-        f.flush()
-        if flush:
-            os.fsync(f.fileno())
-    os.replace(f"{path}.new", path)
-
-
-def read_all(state):
-    """Read every weight of a checkpoint (dict): of a mapped file nothing was read before."""
-    for value in state.values():
-        if isinstance(value, dict):
-            read_all(value)
-        elif torch.is_tensor(value):
-            value.sum()
-
-
 def let_the_disk_finish():
     """What the disk still has to write should not be the next contender's burden."""
     if hasattr(os, "sync"):
@@ -627,14 +461,10 @@ def bench_checkpoint(args):
     Loading counts until every weight has been read. The check of all checksums is ours alone:
     it is not counted, but shown.
     """
-    model, optimizer = trained_model(n_layer=2 if args.quick else 12)
+    model, optimizer = trained_model(train_gpt2.GPTConfig(n_layer=2 if args.quick else 12))
     with tempfile.TemporaryDirectory() as folder:
         ours = os.path.join(folder, "model_1.pt")
         theirs = os.path.join(folder, "theirs.pt")
-
-        def save_ours():
-            train_gpt2.save_checkpoint(ours, 2, 0.0, model, optimizer,
-                                       config=vars(model.config), step=1)
 
         def load_ours():
             read_all(train_gpt2.load_checkpoint(ours))
@@ -647,8 +477,8 @@ def bench_checkpoint(args):
         save_theirs = partial(save_plainly, theirs, model, optimizer)
         with contextlib.redirect_stdout(io.StringIO()):
             saved, flushed, unflushed, _ = in_turn(
-                args.runs, save_ours, partial(save_theirs, True), partial(save_theirs, False),
-                let_the_disk_finish)
+                args.runs, partial(save_ours, ours, model, optimizer),
+                partial(save_theirs, True), partial(save_theirs, False), let_the_disk_finish)
         with mock.patch.object(zipfile.ZipFile, "testzip", lambda self: None):
             loads = in_turn(args.runs, load_ours, load_theirs)
         [checks] = in_turn(2, check_ours)
@@ -664,54 +494,23 @@ def bench_checkpoint(args):
 
 
 def bench_attention(args):
-    """Causal attention of 64 rows of 1,024, 12 heads of 64, with backward, by each kernel."""
-    if DEVICE.type != "cuda":
-        return [line("attention kernels", "n/a: no CUDA here")]
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    q, k, v = (torch.randn(64, 12, 1024, 64, device=DEVICE, dtype=torch.bfloat16,
-                           requires_grad=True) for _ in range(3))
-
-    def attend():
-        F.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
-        synchronize()
-    lines = []
-    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
+    """Causal attention of a block of 124M, with backward, by each of PyTorch's kernels."""
+    B = 64 if DEVICE.type == "cuda" else 4
+    for kernel in KERNELS:
+        what = f"attention, B={B}, T=1024, {kernel}"
         try:
-            with sdpa_kernel(getattr(SDPBackend, name)):
-                torch.cuda.reset_peak_memory_stats()
-                [seconds] = in_turn(args.runs, attend)
-        except RuntimeError as e:  # not on this card
-            why = str(e).splitlines()[0][:60]
-            lines.append(line(f"attention, {name}", f"n/a: {why}"))
+            attend = attention(kernel, GPT2, B, 1024)
+            forget_peak()
+            [seconds] = in_turn(args.runs, attend)
+        except RuntimeError as e:  # not on this device
+            yield line(what, f"n/a: {str(e).splitlines()[0][:60]}")
             continue
-        peak = torch.cuda.max_memory_allocated() / 1e9
-        lines.append(line(f"attention, {name}", f"{median(seconds) * 1000:.2f} ms",
-                          f"{peak:.2f} GB"))
-    return lines
+        yield line(what, f"{median(seconds) * 1000:.2f} ms",
+                   f"{peak_memory().allocated / 1e9:.2f} GB")
 
 
 # -------------------------------------------------------------------------------------------------
 # 6 evals, shards, writing
-
-def made_up_items(n):
-    """
-    Items as long as HellaSwag's: contexts of about 50 tokens, endings of about 20, from the
-    plays in input.txt.
-    """
-    with open(PLAYS, encoding="utf-8") as f:
-        words = f.read(200_000).split()
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(least, most):
-        return int(torch.randint(least, most, (), generator=generator))
-
-    def some(least, most):
-        start = draw(0, 30_000)
-        length = draw(least, most)
-        return " ".join(words[start : start + length])
-    return [{"ctx": some(10, 70), "endings": [some(5, 25) for _ in range(4)], "label": 0}
-            for _ in range(n)]
-
 
 @torch.no_grad()
 def plain_hellaswag(model, examples, autocast):
@@ -838,7 +637,7 @@ def bench_generate(args):
             logits, _ = model(idx[:, :1].expand(-1, length))  # (4, length, V)
             likeliest = logits[:, -1].topk(50).values
             torch.multinomial(likeliest.softmax(dim=-1), 1)
-    ours, other, eight = in_turn(2, partial(model.generate, idx, new), of_transformers,
+    ours, other, eight = in_turn(2, generation(model, idx, new), of_transformers,
                                  without_cache)
     plain = [new / 8 * seconds for seconds in eight]
     return [row("generation, 124M, 4 rows, float32, against transformers", "tokens/s", 4 * new,
@@ -865,46 +664,17 @@ PARTS = {
 WORKERS = {"step": contender, "products": products}
 
 
-def peak_memory():
-    """The most memory that this process has held, on the card if there is one -> GB"""
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if sys.platform != "darwin":
-        peak *= 1024  # KB; a Mac says bytes
-    return peak / 1e9
-
-
 def serve(kind, *words):
     """The other side of worker(): prepare, then work once for each line of stdin."""
-    work = WORKERS[kind](*words)
+    *names, B, T = words
+    work = WORKERS[kind](*names, GPT2, int(B), int(T))
     for asked in sys.stdin:
         answer = 0.0
         if asked.strip() == "work":
             work()
         else:
-            answer = peak_memory()
+            answer = peak_memory().allocated / 1e9
         print(f"answer {answer}", flush=True)
-
-
-def cpu_name():
-    """What Linux calls the CPU, or its architecture."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
-        for text in f:
-            if text.startswith("model name"):
-                return text.split(": ")[1].strip()
-    return platform.machine()
-
-
-def describe_machine():
-    """What the figures were measured on -> text"""
-    card = f"{torch.get_num_threads()} CPU threads"
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_name()
-    process = train_gpt2.setup_distributed(train_gpt2.TrainConfig())
-    dtype = str(process.dtype).removeprefix("torch.")
-    return (f"{cpu_name()}, {card}, Python {platform.python_version()}, PyTorch "
-            f"{torch.__version__}, {dtype} ({process.reason}), {time.strftime('%Y-%m-%d')}")
 
 
 def main():
@@ -925,11 +695,15 @@ def main():
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
 
-    print(f"{describe_machine()}\n\n"
+    print(f"{describe_machine()}, {time.strftime('%Y-%m-%d')}\n\n"
           "| what | here | against | ratio (min to max) | to reach |\n|---|---|---|---|---|",
           flush=True)
     for part in args.parts if args.parts else PARTS:
-        print("\n".join(PARTS[part](args)), flush=True)
+        try:
+            for printed in PARTS[part](args):
+                print(printed, flush=True)
+        except Died as e:
+            print(line(part, str(e)), flush=True)
 
 
 if __name__ == "__main__":
