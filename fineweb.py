@@ -67,7 +67,8 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 class ShardConfig:
     # the corpus: a dataset, or files
     dataset: str = knob("HuggingFaceFW/fineweb-edu", "on the Hugging Face hub, or a directory")
-    name: str = knob("sample-10BT", "a part of it: sample-350BT, CC-MAIN-2024-10 (a crawl), ...")
+    name: str = knob("sample-10BT", "a part of it: sample-350BT, CC-MAIN-2024-10 (a crawl), ...",
+                     empty=True)
     stream: bool = knob(True, "read it as it arrives; --no-stream: download it first, 50 GB")
     files: str = knob("", "local files instead, 'data/*.jsonl': .txt, .jsonl, .jsonl.gz, .parquet")
     text_key: str = knob("text", "where a row keeps its text")

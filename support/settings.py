@@ -17,14 +17,16 @@ from support.console import UserError, print0, printable
 SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 
 
-def knob(default, help, least=0, most=None, below=math.inf, choices=None, alone=None, here=False):
+def knob(default, help, least=0, most=None, below=math.inf, choices=None, alone=None, here=False,
+         empty=False):
     """
     A field of a dataclass that becomes a flag. least <= value <= most and value < below, for
     numbers; choices: the values there are; alone: the value of the bare flag, without `=`; here: it
-    is about this command on this machine, and never taken from a checkpoint.
+    is about this command on this machine, and never taken from a checkpoint; empty: an empty text
+    is a value, too.
     """
     metadata = dict(help=help, least=least, most=most, below=below, choices=choices, alone=alone,
-                    here=here)
+                    here=here, empty=empty)
     return field(default=default, metadata=metadata)
 
 
@@ -60,9 +62,9 @@ def parse_flags(argv, doc, presets, *classes):
         for f in fields(cls):
             add_flag(parser, f, presets)
     given_flags = vars(parser.parse_args(argv))
-    for name, value in given_flags.items():
-        if value == "":
-            raise UserError(f"--{name} is empty: is a variable of your shell not set?")
+    for f in (f for cls in classes for f in fields(cls)):
+        if given_flags.get(f.name) == "" and not f.metadata["empty"]:
+            raise UserError(f"--{f.name} is empty: is a variable of your shell not set?")
     values = {**presets.get(given_flags.get("preset", "gpt2"), {}), **given_flags}
     configs = []
     for cls in classes:

@@ -89,7 +89,8 @@ def make(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(fineweb, "AHEAD_BYTES", 30_000)
 
     def run(name, *flags):
-        fineweb.main([f"--files={corpus}", "--shard_size=3000", f"--out={tmp_path / name}", *flags])
+        files = [] if any(flag.startswith("--dataset") for flag in flags) else [f"--files={corpus}"]
+        fineweb.main([*files, "--shard_size=3000", f"--out={tmp_path / name}", *flags])
         return tmp_path / name
     return run
 

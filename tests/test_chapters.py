@@ -53,5 +53,5 @@ def test_the_default_test_command_does_not_meet_the_exercises():
         command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *args]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     for everything in (collected(), collected(".")):
-        assert "test_chapters.py::" in everything and "exercises/" not in everything
+        assert "test_chapters.py::" in everything and "\nexercises/" not in everything
     assert "test_exercises.py::test_rope" in collected("exercises", "-k", "rope")

@@ -22,6 +22,7 @@ from support.files import MARK
 from support.shards import load_meta
 from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, train_bpe
 
+FINEWEB_EDU = "--dataset=HuggingFaceFW/fineweb-edu"  # the corpus that is read where no files are given
 WIKI = os.path.join(ROOT, "..", "shared", "data", "wiki_docs.jsonl")
 
 
@@ -300,7 +301,7 @@ def test_wrong_flags(flags, said, fineweb_refuses, tmp_path):
 def test_without_a_network(fineweb_refuses, monkeypatch):
     """One line that says what to do, at once."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    err = fineweb_refuses("out", "--files=")
+    err = fineweb_refuses("out", FINEWEB_EDU)
     assert "cannot load HuggingFaceFW/fineweb-edu sample-10BT from http://127.0.0.1:9" in err
     assert "set HF_ENDPOINT to a mirror" in err and "--files=" in err
 
@@ -316,7 +317,7 @@ def test_a_dataset_gives_what_its_files_give(flag, make, tmp_path, monkeypatch):
     docs = some_documents()
     for i in range(3):
         write_jsonl(tmp_path / "set" / f"train-{i}.jsonl", docs[i * 80 : i * 80 + 80])
-    flags = ["--files=", f"--dataset={tmp_path / 'set'}", "--name=", flag]
+    flags = [f"--dataset={tmp_path / 'set'}", "--name=", flag]
     make("out", *flags, "--max_shards=4")
     assert stream(make("out", *flags)) == plain(docs)
 
@@ -344,11 +345,11 @@ def test_fineweb_edu_and_a_connection_that_breaks(make, fineweb_refuses, monkeyp
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or Pretended(files))
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kw: open(os.devnull))
     files[2].insert(100, "the line goes dead")
-    err = fineweb_refuses("out", "--files=")
+    err = fineweb_refuses("out", FINEWEB_EDU)
     assert "cannot read piece 2 of the dataset after row 100 (ConnectionError: Read timed out)" in err
     assert len(shards(tmp_path / "out")) > 10 and "the same command goes on" in err
     files[2].pop(100)
-    assert stream(make("out", "--files=")) == plain([doc for file in files for doc in file])
+    assert stream(make("out", FINEWEB_EDU)) == plain([doc for file in files for doc in file])
     assert asked[0] == (("HuggingFaceFW/fineweb-edu",), dict(name="sample-10BT", split="train", streaming=True))
 
 
