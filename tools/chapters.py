@@ -3,19 +3,25 @@ The lecture in the history: the first 30 commits are chapters, and each of them 
 program runs one of them again, beside the chapter before it, on a CPU.
 
     python tools/chapters.py                # the chapters
-    python tools/chapters.py 10             # chapters 9 and 10: 14 steps each, half a minute
-    python tools/chapters.py 10 --steps=50  # as far as their commit messages quote them
+    python tools/chapters.py 10             # chapters 9 and 10: 50 steps each, some minutes
+    python tools/chapters.py 10 --steps=14  # a quicker look: less than two seeds may differ by
+    python tools/chapters.py 10 --seed=1338 # other random weights: is the effect larger than that?
+    python tools/chapters.py --record       # all of them, two seeds: assets/chapters.json. Hours
 
-They are unpacked into a temporary folder; your files are not touched. Compare the two lines:
-single times depend on the machine and on what else it does.
+They are unpacked into a temporary folder; your files are not touched. Compare the two lines. The
+loss of a step is that of one small batch, so compare the mean of the last ten: all chapters read
+the same batches. Times are of the CPU, which other programs on the machine disturb less than they
+disturb a clock on the wall.
 
 Contents
     1 the chapters      MEASURES, read_chapters
     2 running one       unpack, run_steps, measure
-    3 the command line  main
+    3 the record        record, effect: what docs/reading.md says of the chapters
+    4 the command line  main
 """
 import argparse
 import io
+import json
 import os
 import re
 import statistics
@@ -27,26 +33,31 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.console import UserError, run_program
+from support.files import atomic_write
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RECORD = os.path.join(ROOT, "assets", "chapters.json")
 
 # -------------------------------------------------------------------------------------------------
 # 1 the chapters
 
 PROGRAM = "train_gpt2.py"
+SEED = 1337
+STEPS = 50  # all that the programs of chapters 8 to 21 take; after 14 most effects drown in noise
 # the chapters before the eleventh set no seed, and only runs with the same seed can be compared
-SEEDED = ["-c", "import runpy, torch; torch.manual_seed(1337); "
+SEEDED = ["-c", f"import runpy, torch; torch.manual_seed({SEED}); "
                 f"runpy.run_path('{PROGRAM}', run_name='__main__')"]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", PROGRAM]
 ATTENTION = ["-c", """
 import statistics, time, torch, train_gpt2
+torch.set_num_threads(1)
 attention = train_gpt2.CausalSelfAttention(train_gpt2.GPTConfig())
 x = torch.randn(4, 1024, 768)
 times = []
 for _ in range(6):
-    t0 = time.time()
+    t0 = time.process_time()
     attention(x).sum().backward()
-    times.append(time.time() - t0)
+    times.append(time.process_time() - t0)
 ms = 1000 * statistics.median(times[1:])
 print(f"one layer, B=4, T=1024, forward and backward: {ms:.0f} ms")"""]
 
@@ -65,7 +76,7 @@ class Measure(NamedTuple):
     remark: str  # what to look at
 
 
-USUAL = Measure("steps", SEEDED, "the loss, and the time of a step where there is a clock")
+USUAL = Measure("steps", SEEDED, "the mean loss of the last ten steps, and the time of a step")
 MEASURES = {  # of the chapters that have something else to show than the usual
     1: Measure("prints", SEEDED, "124M and a head that is not tied to the embedding yet"),
     2: Measure("prints", SEEDED, "nothing more to see without OpenAI's weights: python "
@@ -131,46 +142,78 @@ def on_cpu():
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def unpack(commit, folder):
-    """Write the files of a commit into a folder."""
+def unpack(commit, folder, seed=SEED):
+    """Write the files of a commit into a folder; seed: written into its program"""
     # a git worktree would leave a trace in the repository if we were killed
     archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=tar", commit],
                              capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
+    if seed != SEED:
+        path = os.path.join(folder, PROGRAM)
+        with open(path, encoding="utf-8") as f:
+            program = f.read()
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(program.replace(f"manual_seed({SEED})", f"manual_seed({seed})"))
 
 
-def describe(printed):
-    """What a training program printed -> a line: parameters, losses, median time of a step."""
-    losses = re.findall(r"\| loss: ([\d.]+)", printed)
-    if not losses:
-        lines = printed.strip().splitlines()
+def cpu_seconds(pid):
+    """The CPU time that a process has used, all its threads -> seconds, or None where not Linux"""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            fields = f.read().rsplit(")", 1)[1].split()  # its name, in brackets, may hold anything
+    except OSError:
+        return None
+    ticks = int(fields[11]) + int(fields[12])  # its own, and the system's for it
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def last_ten(losses):
+    """The mean loss of the last ten steps"""
+    return statistics.mean(losses[-10:])
+
+
+class Run(NamedTuple):
+    """What a training program did."""
+    printed: str
+    losses: list  # of its steps
+    cpu_ms: float | None  # CPU time of a step, without the first: it is slower than the others
+
+
+def describe(run):
+    """Run -> a line: parameters, losses, the time of a step"""
+    if not run.losses:
+        lines = run.printed.strip().splitlines()
         last = lines[-1] if lines else "nothing"
         return f"no steps yet; it prints: {last}"
-    parts = re.findall(r"[\d,]+ parameters", printed)
-    parts.append(f"loss {losses[0]} at step 0, {losses[-1]} at {len(losses) - 1}")
-    parts += re.findall(r"validation loss: [\d.]+", printed)[:1]
-    times = [float(ms) for ms in re.findall(r"dt: ([\d.]+)ms", printed)]
-    if len(times) > 1:
-        ms = statistics.median(times[1:])  # the first step is slower than the others
-        parts.append(f"{ms:.0f} ms a step")
+    parts = re.findall(r"[\d,]+ parameters", run.printed)
+    parts.append(f"loss {run.losses[0]:.4f} at step 0, {run.losses[-1]:.4f} at "
+                 f"{len(run.losses) - 1}")
+    parts.append(f"mean of the last ten {last_ten(run.losses):.3f}")
+    parts += re.findall(r"validation loss: [\d.]+", run.printed)[:1]
+    if run.cpu_ms is not None:
+        parts.append(f"{run.cpu_ms:.0f} ms of CPU a step")
     return "; ".join(parts)
 
 
 def run_steps(command, folder, steps):
-    """Run a training program (python's arguments) for so many steps -> what describe says."""
-    printed = ""
-    steps_done = 0
+    """Run a training program (python's arguments) for so many steps -> Run"""
+    printed, losses, times = "", [], []
     with subprocess.Popen([sys.executable, "-u", *command], cwd=folder, env=on_cpu(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         for line in program.stdout:
             printed += line
-            if "| loss: " in line:
-                steps_done += 1
-            if steps_done == steps:
+            loss = re.search(r"\| loss: ([\d.]+)", line)
+            if loss:
+                losses.append(float(loss[1]))
+                times.append(cpu_seconds(program.pid))
+            if len(losses) == steps:
                 program.terminate()
                 break
-    return describe(printed)
+    cpu_ms = None
+    if len(times) > 1 and None not in times:
+        cpu_ms = 1000 * (times[-1] - times[0]) / (len(times) - 1)
+    return Run(printed, losses, cpu_ms)
 
 
 def run_to_end(command, folder):
@@ -183,12 +226,17 @@ def run_to_end(command, folder):
     return ["nothing"]
 
 
-def measure(number, commit, kind, what, steps):
+def with_seed(command, seed):
+    """python's arguments, with another seed in the place of the lecture's"""
+    return [word.replace(f"manual_seed({SEED})", f"manual_seed({seed})") for word in command]
+
+
+def measure(number, commit, kind, what, steps, seed):
     """Run one chapter in a folder of its own, and print what it does. kind, what: of Measure."""
     with tempfile.TemporaryDirectory() as folder:
-        unpack(commit, folder)
+        unpack(commit, folder, seed)
         if kind == "steps":
-            said = run_steps(what, folder, steps)
+            said = describe(run_steps(with_seed(what, seed), folder, steps))
         elif kind == "tests":
             pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", what]
             said = run_to_end(pytest, folder)[-1]
@@ -198,7 +246,67 @@ def measure(number, commit, kind, what, steps):
 
 
 # -------------------------------------------------------------------------------------------------
-# 3 the command line
+# 3 the record
+
+# the chapters that take other steps than the one before, or the same ones in another time
+RECORDED = [8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20]
+SEEDS = [SEED, 1338]
+TIMED = [12, 13, 15]  # their losses are chapter 11's, but for rounding: one seed is enough
+
+
+def read_record():
+    """assets/chapters.json -> list of dicts: chapter, commit, seed, losses, cpu_ms"""
+    with open(RECORD, encoding="utf-8") as f:
+        return json.load(f)["runs"]
+
+
+def record(chapters):
+    """Run the chapters with each seed, one thread each, and keep what they do in RECORD."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    runs = []
+    for seed in SEEDS:
+        for number in RECORDED:
+            if number in TIMED and seed != SEED:
+                continue
+            commit = chapters[number - 1].commit
+            with tempfile.TemporaryDirectory() as folder:
+                unpack(commit, folder, seed)
+                run = run_steps(with_seed(SEEDED, seed), folder, STEPS)
+            print(f"chapter {number:2d} | seed {seed} | {describe(run)}", flush=True)
+            runs.append({"chapter": number, "commit": commit, "seed": seed,
+                         "losses": run.losses, "cpu_ms": run.cpu_ms})
+            write_record(runs)
+
+
+def write_record(runs):
+    """The runs -> RECORD, a run a line, so that one can see in git what has changed"""
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    what = (f"the chapters of the history, {STEPS} steps each, B=4, T=32, one thread: losses in "
+            "nats a token, and milliseconds of CPU time a step")
+    with atomic_write(RECORD, "w", encoding="utf-8") as f:
+        f.write(f'{{"what": {json.dumps(what)},\n"runs": [\n{lines}\n]}}\n')
+
+
+class Effect(NamedTuple):
+    """What a chapter changes: the mean loss of the last ten of 50 steps, in nats a token."""
+    before: float  # the chapter before it, seed 1337
+    after: float
+    spread: float | None  # the most that two seeds of one of the two chapters differ by
+
+
+def effect(runs, before, number):
+    """The runs of the record, two chapters -> Effect"""
+    means = {(run["chapter"], run["seed"]): last_ten(run["losses"]) for run in runs}
+    differences = []
+    for chapter in (before, number):
+        seeds = [means[key] for key in means if key[0] == chapter]
+        if len(seeds) > 1:
+            differences.append(max(seeds) - min(seeds))
+    return Effect(means[before, SEED], means[number, SEED], max(differences, default=None))
+
+
+# -------------------------------------------------------------------------------------------------
+# 4 the command line
 
 def refuse_flags(message):
     """What argparse calls when it does not understand a command line."""
@@ -206,16 +314,19 @@ def refuse_flags(message):
 
 
 def parse_args(argv):
-    """The command line (list of words) -> chapter (int or None), steps (int)."""
-    parser = argparse.ArgumentParser(usage="python %(prog)s [chapter] [--steps=14]",
+    """The command line (list of words) -> its values: chapter, steps, seed, record"""
+    parser = argparse.ArgumentParser(usage="python %(prog)s [chapter] [--steps=50] [--seed=1337]",
                                      description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse_flags
     parser.add_argument("chapter", nargs="?", type=int,
                         help="its number; without one, the chapters are listed")
-    parser.add_argument("--steps", type=int, default=14, help="of its program, at most [14]")
-    args = parser.parse_args(argv)
-    return args.chapter, args.steps
+    parser.add_argument("--steps", type=int, default=STEPS,
+                        help="of its program, at most [%(default)s]")
+    parser.add_argument("--seed", type=int, default=SEED, help="of its weights [%(default)s]")
+    parser.add_argument("--record", action="store_true",
+                        help="run all of them twice, and write assets/chapters.json")
+    return parser.parse_args(argv)
 
 
 def numbers_to_run(number, kind):
@@ -229,8 +340,12 @@ def numbers_to_run(number, kind):
 
 
 def main(argv):
-    number, steps = parse_args(argv)
+    args = parse_args(argv)
+    number, steps = args.chapter, args.steps
     chapters = read_chapters()
+    if args.record:
+        record(chapters)
+        return
     if number is None:
         for i, chapter in enumerate(chapters, 1):
             print(f"{i:2d}  {chapter.commit}  {chapter.subject}")
@@ -248,7 +363,7 @@ def main(argv):
         command = what
         if what is TWO and i < number:
             command = SEEDED  # the chapter before knows one process only
-        measure(i, chapters[i - 1].commit, kind, command, steps)
+        measure(i, chapters[i - 1].commit, kind, command, steps, args.seed)
 
 
 if __name__ == "__main__":
