@@ -13,12 +13,13 @@ is on the disk at that moment is all that is left.
 
 Contents
     1 a run             start, wait_for, finish
-    2 killing it        kill_at_random, kill_again_and_again
+    2 killing it        kill_at_random, kill_all, kill_again_and_again
     3 is it the same?   final_state, torture
     4 clumsy            Row, ROWS, make_things, try_row, clumsy
     5 the command line  main
 """
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -95,9 +96,42 @@ def kill_at_random(run, log_dir, during_save, rng):
             break
     if run.poll() is not None:
         return False
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    kill_all(run)
     return True
+
+
+def family(pid):
+    """A process and those that it has started, and so on -> their numbers (Linux)"""
+    found = [pid]
+    with contextlib.suppress(OSError):  # it has ended
+        with open(f"/proc/{pid}/task/{pid}/children") as f:
+            for child in f.read().split():
+                found += family(int(child))
+    return found
+
+
+def kill_all(run):
+    """
+    SIGKILL a run's processes. torchrun gives each of its own a process group, so killing torchrun's
+    would leave them behind: they would go on training, and hold the lock of log_dir.
+    """
+    pids = family(run.pid)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    run.wait()
+    end = time.time() + 10
+    while any(is_alive(pid) for pid in pids) and time.time() < end:
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    """Does a process still hold files and locks? One that waits to be reaped does not (Linux)."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def kill_again_and_again(kills, processes, log_dir, flags, rng):
