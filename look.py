@@ -342,19 +342,29 @@ def spell_all(page, tokenizer):
     return {i: spell(token_bytes(tokenizer, i)) for i in sorted(used)}
 
 
+def common_context(models):
+    """How many tokens all of the models, pairs (name, GPT), can read"""
+    return min(model.config.block_size for _, model in models)
+
+
+def begin_page(models, tokenizer, ids):
+    """What every page shows -> dict"""
+    shown = ids[-common_context(models):]
+    return {
+        "ids": shown, "written": 0, "left_out": len(ids) - len(shown),
+        "n_vocab": tokenizer.n_vocab, "context": [], "label": None,
+        "models": [look_at(name, model, tokenizer, shown) for name, model in models],
+    }
+
+
 def make_page(models, tokenizer, ids, written=0):
     """
     models: one or two pairs (name, GPT) with the same tokenizer. ids: the text that they read, of
     which the first one has written the last `written` -> the page, as text. A text that is longer
     than the context loses its beginning.
     """
-    block_size = min(model.config.block_size for _, model in models)
-    shown = ids[-block_size:]
-    page = {
-        "ids": shown, "written": min(written, len(shown)), "left_out": len(ids) - len(shown),
-        "n_vocab": tokenizer.n_vocab, "context": [], "label": None,
-        "models": [look_at(name, model, tokenizer, shown) for name, model in models],
-    }
+    page = begin_page(models, tokenizer, ids)
+    page["written"] = min(written, len(page["ids"]))
     return fill(page, tokenizer)
 
 
@@ -363,15 +373,9 @@ def make_item_page(models, tokenizer, example):
     The same for a HellaSwag item (dict): its text is the context with the right ending, and there
     is a view more, in which the four endings stand below each other.
     """
-    block_size = min(model.config.block_size for _, model in models)
-    context, endings = read_item(example, tokenizer, block_size)
-    ids = context + endings[example["label"]]
-    shown = ids[-block_size:]
-    page = {
-        "ids": shown, "written": 0, "left_out": len(ids) - len(shown),
-        "n_vocab": tokenizer.n_vocab, "context": context, "label": example["label"],
-        "models": [look_at(name, model, tokenizer, shown) for name, model in models],
-    }
+    context, endings = read_item(example, tokenizer, common_context(models))
+    page = begin_page(models, tokenizer, context + endings[example["label"]])
+    page["context"], page["label"] = context, example["label"]
     for look, (_, model) in zip(page["models"], models, strict=True):
         look["endings"] = look_at_endings(model, tokenizer, context, endings)
     return fill(page, tokenizer)

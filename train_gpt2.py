@@ -54,8 +54,7 @@ from support.identity import run_number
 from support.processes import (Card, catch_signals, check_kernels, explain, find_card,
                                is_distributed, keep_freed_memory, meet, read_ranks)
 from support.runlog import RunLog, open_log
-from support.settings import (check_length, check_settings, knob, merge_settings,
-                              parse_flags)
+from support.settings import check_length, check_settings, knob, merge_settings, parse_flags
 from support.sharding import shard_model
 from support.shards import list_shards, load_meta, open_shard
 from support.tokenizer import saved_spec, tokenize_file
@@ -534,8 +533,8 @@ class DataLoaderLite:
 
     def next_batch(self):
         """-> x (B, T), y (B, T), int64: y is x shifted by one, the tokens to predict"""
-        # read when it is needed: 64 rows take 0.05 ms from a file that the system has in memory, so
-        # a thread that reads in advance would gain nothing
+        # read when it is needed: the system has the file in memory, as a rule, and a thread that
+        # reads in advance would gain nothing
         B, T = self.B, self.T
         # one token more than B*T: the last row needs a target too. The next part begins with it
         buf = self.read_checked(self.position + B * T * self.process_rank, B * T + 1)
@@ -579,7 +578,7 @@ def setup_distributed(config):
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
                             "--shard")
-        # NCCL for GPU tensors, gloo for CPU tensors (all_reduce makes both). With gloo alone,
+        # NCCL for GPU tensors, gloo for CPU tensors (all_reduce has both). With gloo alone,
         # everything distributed runs on a laptop, too
         backend = "cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo"
         meet(backend, config.dist_timeout_s)
@@ -593,8 +592,8 @@ def all_reduce(*values, op=dist.ReduceOp.SUM):
     # sums and counts are exact, however unevenly the work is shared; means of means are not
     if not dist.is_initialized():
         return [float(v) for v in values]
-    # over the network of the GPUs if a value is there, for which we wait; else over that of the
-    # CPUs, while the GPU goes on
+    # a value on the GPU is summed there, which waits for all that is queued; numbers of the CPU
+    # are summed beside it, while the GPU goes on
     device = "cpu"
     for v in values:
         if isinstance(v, torch.Tensor):
@@ -658,8 +657,8 @@ def wrap_in_ddp(model, process):
 
 # --------------------------------------------------------------------------------------------------
 # 5 the evals: on raw_model, since the compiled one would be compiled anew for each of their shapes.
-# The first two print and log what they find. After a signal they return None at once. The resumed
-# run does the validation again; HellaSwag comes after saving, and is skipped at this step
+# Each prints what it finds, and the first two log it. After a signal they return None at once. A
+# resumed run validates again; HellaSwag, which comes after saving, is missing at that step
 
 
 @torch.no_grad()
@@ -697,9 +696,11 @@ def evaluate_val_loss(step, raw_model, loader, process):
 
 def evaluate_hellaswag(step, raw_model, items, process):
     """acc_norm: the share of items whose right ending has the lowest mean loss a token -> float"""
+    if not items:
+        return None
     t0 = time.time()
-    counts = hellaswag.evaluate(raw_model, items, process) if items else None
-    if counts is None:  # nobody measures it, or we are asked to stop: the next step ends the run
+    counts = hellaswag.evaluate(raw_model, items, process)
+    if counts is None:  # we are asked to stop: after one more step the run saves and ends
         return None
     _, correct = counts  # right by an ending's summed loss (acc), by its mean (acc_norm)
     acc_norm = all_reduce(correct)[0] / len(items)
@@ -721,9 +722,10 @@ def sample_prompt(tokenizer, loader):
     return loader.read(0, 8).tolist(), 200
 
 
-def print_samples(raw_model, tokenizer, loader, process):
+def print_samples(step, raw_model, tokenizer, loader, process):
     """Four texts from each process. They tell more than a number does, and prove nothing."""
-    if process.stop_requested():
+    learned_nothing = step == 0 and process.config.max_steps > 0
+    if learned_nothing or process.stop_requested():
         return
     prompt, length = sample_prompt(tokenizer, loader)
     # a generator of its own: sampling must not disturb training's random numbers
@@ -973,8 +975,7 @@ def main(plan):
                 step=step, position=train_loader.position, val_loss=val_loss, **settings)
         if eval_now and not stop:  # after saving: what only shows something may fail
             evaluate_hellaswag(step, raw_model, items, process)
-            if last_step or step > 0:  # at step 0 it has learned nothing yet
-                print_samples(raw_model, plan.tokenizer, val_loader, process)
+            print_samples(step, raw_model, plan.tokenizer, val_loader, process)
         if last_step or stop:
             break
 

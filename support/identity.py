@@ -12,7 +12,6 @@ import secrets
 from support.files import read_json
 
 
-
 def goes_on(checkpoint, log_dir):
     """Does a run that resumes from a checkpoint (dict, or None) go on in the checkpoint's log?"""
     if checkpoint is None:
@@ -30,11 +29,14 @@ def run_number(checkpoint, log_dir):
 
 def launch():
     """What tells this call of torchrun from another -> str, "" without torchrun"""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    name = os.environ["TORCHELASTIC_RUN_ID"]
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # on one machine torchrun is our parent. (On several the first process may move)
+        # an --rdzv-id may be used again, but on one machine torchrun is our parent. (On several the
+        # first process may move)
         name += f" {os.getppid()}"
-    return name if "TORCHELASTIC_RUN_ID" in os.environ else ""
+    return name
 
 
 def read(log_dir):

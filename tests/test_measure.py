@@ -79,7 +79,7 @@ def test_a_watched_run_tells_its_phases_apart(tmp_path, text):
         train_gpt2.run([*TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", "--max_steps=3",
                         "--eval_every=2", "--save_every=2"])
     phases = [use.phase for use in seen.uses if use.phase != "step"]
-    assert phases == ["validation", "hellaswag", "validation", "save", "hellaswag", "samples",
+    assert phases == ["validation", "hellaswag", "samples", "validation", "save", "hellaswag", "samples",
                       "validation", "save", "hellaswag", "samples"]
     assert len(seen.step_ends) == 3 and seen.step_ends == sorted(seen.step_ends)
     assert seen.most("validation").taken > 10**7 and seen.seconds("save") > 0 and seen.most("nothing") is None
