@@ -43,8 +43,8 @@ def fences(section, page, pages):
 
 
 def cells(section, page, pages):
-    """The numbers in each cell of the tables, row by row."""
-    rows = re.findall(r"^\|(.*)\|$", prose(section), re.MULTILINE)
+    """The numbers in each cell of the tables, row by row; not those of a link's address."""
+    rows = re.findall(r"^\|(.*)\|$", LINK.sub("]", prose(section)), re.MULTILINE)
     return [f"{re.findall(NUMBER, cell)} (row {i}, cell {j})"
             for i, row in enumerate(rows, 1) for j, cell in enumerate(row.split("|"), 1)]
 
