@@ -35,6 +35,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from itertools import islice
 from typing import NamedTuple
 
@@ -448,11 +449,26 @@ def loss_limits(runs, reference):
     return least - room, most + room
 
 
+def import_pyplot():
+    """
+    matplotlib.pyplot, which draws into files here: without a screen and without TeX,
+    whatever the environment or a matplotlibrc says.
+    """
+    # before the import, which a backend that is not installed would end
+    os.environ["MPLBACKEND"] = "Agg"
+    import matplotlib  # here and not above: the other commands start sooner without it
+    matplotlib.rcParams["text.usetex"] = False
+    from matplotlib import pyplot
+    return pyplot
+
+
 def save_picture(fig, path):
     """Write a figure in the format that the name ends in. Raises UserError."""
     extension = os.path.splitext(path)[1]
     try:
-        with atomic_write(path) as f:
+        with atomic_write(path) as f, warnings.catch_warnings():
+            # a character that the font lacks is drawn as a box, where everybody sees it
+            warnings.filterwarnings("ignore", message="Glyph")
             fig.savefig(f, format=extension.removeprefix("."))
     except OSError as e:
         raise UserError(f"cannot write {path} ({e.strerror}): choose another place with "
@@ -470,11 +486,9 @@ def plot(args):
     with_hellaswag = args.reference or any("hella" in run.log for run in runs)
     panels = 2 if with_hellaswag else 1
 
-    import matplotlib  # here and not above: the other commands start sooner without it
-    matplotlib.use("Agg")  # draws without a screen
-    from matplotlib import pyplot as plt
-    fig, grid = plt.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained",
-                             squeeze=False)
+    pyplot = import_pyplot()
+    fig, grid = pyplot.subplots(1, panels, figsize=(8.5, 4), dpi=100, layout="constrained",
+                                squeeze=False)
     axes = grid[0]
 
     for i, run in enumerate(runs):

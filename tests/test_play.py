@@ -272,6 +272,26 @@ def test_two_runs_of_one_name_are_told_apart(plot_log):
     assert [run.name for run in play.read_runs(paths)] == [paths[0], paths[1], "other"]
 
 
+def test_a_diverged_run_is_drawn(plot_log, tmp_path):
+    """Its losses are left out where no axis reaches; one of 1e29 still has a place."""
+    pytest.importorskip("matplotlib")
+    path = plot_log("a")
+    with open(os.path.join(path, "log.txt"), "a") as f:
+        f.write("2 train 1e29\n3 train 1.7e308\n3 val -1.7e308\n4 hella 1e308\n")
+    play.main(["plot", path, f"--out={tmp_path / 'p.png'}"])
+    assert size(tmp_path / "p.png") == (850, 400)
+
+
+def test_no_environment_changes_how_we_draw(plot_log, tmp_path):
+    """A backend that is not there, TeX for all texts, a name the font has no characters for: a picture, and no word."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    environment = {**os.environ, "MPLBACKEND": "foo", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    command = [sys.executable, os.path.join(ROOT, "play.py"), "plot", plot_log("𓀀"), f"--out={tmp_path / 'p.png'}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "") and size(tmp_path / "p.png") == (850, 400)
+
+
 @pytest.mark.parametrize("batch", ["[1]", "0", "-5", "\"x\"", "1" + "0" * 400, "true"])
 def test_a_picture_of_odd_settings(batch, plot_log, tmp_path):
     """Tokens a step that are none: those of the original recipe."""

@@ -216,10 +216,11 @@ def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, m
     assert len(list((tmp_path / "shards").iterdir())) == 2
 
 
-@pytest.mark.parametrize("line", ["5 train 1e999", "5 train inf", f"{'9' * 500} train 3", f"{'9' * 5000} train 3",
-                                  "² train 3", "5 train", "5  train 3", "-5 train 3", "5 train 3 4", "5 train three"])
+@pytest.mark.parametrize("line", ["5 train 1e999", "5 train inf", "5 train -1e308", f"{'9' * 500} train 3",
+                                  f"{'9' * 5000} train 3", "² train 3", "5 train", "5  train 3", "-5 train 3",
+                                  "5 train 3 4", "5 train three"])
 def test_a_line_that_is_no_step_stream_value(line, tmp_path):
-    """It is somebody's note: numbers without end would end the picture of a run."""
+    """It is somebody's note: numbers without end, or near it, would end the picture of a run."""
     (tmp_path / "log.txt").write_text(f"0 train 4.5\n{line}\n1 train 4.4\n", encoding="utf-8")
     assert runlog.read_log(str(tmp_path))[0] == {"train": {0: 4.5, 1: 4.4}}
 
