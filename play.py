@@ -339,8 +339,10 @@ def read_run(path):
     """The log directory of a run, or its log.txt -> Run. Raises UserError."""
     log, settings = read_log(path)
     folder = os.path.abspath(path.removesuffix("log.txt"))
-    # a run of the original program has no settings: then it followed its recipe
-    tokenizer = find_setting(settings, "tokenizer", "name", "gpt2")
+    # the original program wrote no settings.json, and all its runs followed one recipe
+    has_settings = os.path.exists(os.path.join(folder, "settings.json"))
+    default = "unknown" if has_settings else "gpt2"
+    tokenizer = find_setting(settings, "tokenizer", "name", default)
     tokens_a_step = find_setting(settings, "train_config", "total_batch_size", TOKENS_A_STEP)
     if not 0 < tokens_a_step < 2**48:
         tokens_a_step = TOKENS_A_STEP
@@ -368,7 +370,7 @@ def check_comparable(runs):
     for run in runs:
         # a loss per character, say, cannot be compared with a loss per token
         if run.tokenizer != "gpt2":
-            raise UserError(f"{run.path} has another tokenizer than GPT-2's: leave "
+            raise UserError(f"the tokenizer of {run.path} is {run.tokenizer}, not gpt2: leave "
                             "--reference out")
 
 

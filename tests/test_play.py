@@ -118,7 +118,7 @@ def test_a_folder_of_yours_is_neither_exported_nor_deleted(mark, disk, checkpoin
     (["plot", "MODEL"], "has no lines `step stream value`"),
     (["plot", "LOG", "--out=log.txt"], "must end in .png, .svg or .pdf"),
     (["plot", "LOG", "--out=gone/log.png"], "cannot write gone/log.png"),
-    (["plot", "LOG", "--reference"], "another tokenizer than GPT-2's"),
+    (["plot", "LOG", "--reference"], "is char, not gpt2: leave --reference out"),
 ], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
 def test_wrong_input(argv, said, checkpoint, play_refuses):
     there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
@@ -297,7 +297,15 @@ def test_a_picture_of_odd_settings(batch, plot_log, tmp_path):
     """Tokens a step that are none: those of the original recipe."""
     path = plot_log("a", f'{{"tokenizer": [1], "train_config": {{"total_batch_size": {batch}}}}}')
     [run] = play.read_runs([path])
-    assert (run.tokenizer, run.tokens_a_step) == ("gpt2", 2**19)
+    assert (run.tokenizer, run.tokens_a_step) == ("unknown", 2**19)
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", "{}"])
+def test_settings_that_do_not_name_a_tokenizer(settings, plot_log, tmp_path, play_refuses):
+    """The original program, always with GPT-2's, wrote no settings: what has some is of a run we know nothing of."""
+    assert [run.tokenizer for run in play.read_runs([plot_log("original")])] == ["gpt2"]
+    line = play_refuses("plot", plot_log("a", settings), "--reference", f"--out={tmp_path / 'p.png'}")
+    assert f"the tokenizer of {tmp_path / 'a'} is unknown, not gpt2" in line and not (tmp_path / "p.png").exists()
 
 
 def test_info(checkpoint, capsys):
