@@ -590,6 +590,9 @@ def print_sizes(name, model, tokenizer):
 
 def number_text(value, form):
     """A number in a format such as ".4f"; anything else, which a file may hold, as it is."""
+    # ".4f" makes a float of an int, and an int in a file may be larger than any float
+    if type(value) is int and abs(value) >= 2**63:
+        return "(a number of more than 18 digits)"
     if type(value) in (int, float):
         return format(value, form)
     return printable(value)

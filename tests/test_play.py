@@ -321,7 +321,7 @@ def test_info(checkpoint, capsys):
 
 
 def test_info_prints_what_is_there(checkpoint, capsys):
-    """Texts where numbers should be, a list of versions; and nothing that a terminal would obey."""
+    """Texts where numbers should be, an int that no float holds; and nothing that a terminal would obey."""
     saved = torch.load(checkpoint, weights_only=True)
     torch.save({**saved, "val_loss": "low", "step": "\x1b[31mmany", "position": [1], "versions": [1],
                 "train_config": {7: "\x1b]0;title\x07"}}, checkpoint)
@@ -330,6 +330,9 @@ def test_info_prints_what_is_there(checkpoint, capsys):
     out = capsys.readouterr().out
     assert "validation loss low nats" in out and "\ufffd[31mmany steps, [1] tokens seen" in out
     assert "train_config: 7=\ufffd]0;title\ufffd\n" in out and "\x1b" not in out
+    torch.save({**saved, "val_loss": 10**400}, checkpoint)
+    play.main(["info", checkpoint])
+    assert "validation loss (a number of more than 18 digits) nats" in capsys.readouterr().out
 
 
 def test_a_fault_of_ours_does_not_read_as_a_damaged_file(checkpoint, monkeypatch):
