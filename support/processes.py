@@ -99,6 +99,17 @@ def check_kernels(card):
 # --- where processes meet -------------------------------------------------------------------------
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it tells us
+ADVICE = "start with torchrun, or unset them"
+
+
+def read_number(name, least=0, most=10**8):
+    """A variable of torchrun's that must be a number -> int. Raises UserError."""
+    text = os.environ[name]
+    is_number = text.isdecimal() and text.isascii() and len(text) < 10
+    if not is_number or not least <= int(text) <= most:
+        raise UserError(f"torchrun's variable {name} is {text[:50]!r}, not a number from {least} "
+                        f"to {most}: {ADVICE}", who="me")
+    return int(text)
 
 
 def read_ranks():
@@ -110,20 +121,21 @@ def read_ranks():
     given = [name for name in TORCHRUN if name in os.environ]
     if not given:
         return 0, 0, 1
-    advice = "start with torchrun, or unset them"
     if missing := [name for name in TORCHRUN if name not in os.environ]:
         raise UserError(f"{', '.join(given)} of torchrun's variables are set, "
                         f"{', '.join(missing)} are "
-                        f"not: {advice}", who="me")
-    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    if not all(text.isdecimal() and text.isascii() and len(text) < 9 for text in ranks):
-        raise UserError(f"RANK, LOCAL_RANK, WORLD_SIZE are {', '.join(ranks)[:50]!r}, not three "
-                        f"numbers: {advice}", who="me")
-    rank, local_rank, num_processes = map(int, ranks)
+                        f"not: {ADVICE}", who="me")
+    rank = read_number("RANK")
+    local_rank = read_number("LOCAL_RANK")
+    num_processes = read_number("WORLD_SIZE")
+    # these two are used later, where a mistake would read as processes that did not meet
+    read_number("MASTER_PORT", least=1, most=2**16 - 1)
+    if "GROUP_WORLD_SIZE" in os.environ:
+        read_number("GROUP_WORLD_SIZE")
     if not (local_rank <= rank < num_processes):
         raise UserError(f"there is no process {rank} (LOCAL_RANK {local_rank}) among "
                         f"{num_processes}: "
-                        f"{advice}", who="me")
+                        f"{ADVICE}", who="me")
     return rank, local_rank, num_processes
 
 
