@@ -420,7 +420,8 @@ class TrainConfig:
     max_lr: float = knob(6e-4, "the highest learning rate")  # GPT-3's for this size (table 2.1)
     min_lr: float = knob(6e-5, "the last learning rate")  # a tenth of max_lr
     warmup_steps: int = knob(715, "steps until max_lr")  # 375M tokens / 2**19 tokens a step
-    weight_decay: float = knob(0.1, "on matrices and embeddings only")
+    # a step shrinks weights by weight_decay * learning rate: 1000 would take more than half
+    weight_decay: float = knob(0.1, "on matrices and embeddings only", most=1000)
     beta1: float = knob(0.9, "AdamW: how long the mean of the gradients remembers", below=1)
     # shorter than the usual 0.999, as in GPT-3
     beta2: float = knob(0.95, "AdamW: how long the mean of their squares remembers", below=1)

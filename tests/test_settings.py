@@ -45,6 +45,7 @@ def test_another_preset_than_the_checkpoints(train, tmp_path):
 @pytest.mark.parametrize("flags, said", [
     (["--val_tokens=10"], "val_tokens 10 is less than one row of T 32: try --val_tokens=32"),
     (["--seed=99999999999999"], "--seed=99999999999999: must be at least 0 and at most 8589934592"),
+    (["--weight_decay=1e300"], "--weight_decay=1e+300: must be at least 0 and at most 1000"),
     (["--dist_timeout_s=99999999999"], "--dist_timeout_s=99999999999: must be at least 1 and at most 10000000"),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_numbers_that_cannot_work(flags, said, refused):
