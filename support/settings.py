@@ -35,6 +35,16 @@ def refuse_flags(message):
     raise UserError(f"{message} (--help lists the flags)")
 
 
+class LastCounts(argparse.Action):
+    """Of a flag that is given twice the last value counts, and a line says so."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        before = getattr(namespace, self.dest, value)
+        if before != value:
+            print0(f"--{self.dest} is given twice: the last, {printable(value)}, counts")
+        setattr(namespace, self.dest, value)
+
+
 def add_flag(parser, f, presets):
     """A field of a dataclass made by knob -> a flag of an argparse parser."""
     help = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
@@ -42,7 +52,7 @@ def add_flag(parser, f, presets):
         parser.add_argument(f"--{f.name}", help=help, action=argparse.BooleanOptionalAction)
         return
     choices = presets if f.name == "preset" else f.metadata["choices"]
-    kind = dict(type=f.type, choices=choices, metavar=f.type.__name__.upper())
+    kind = dict(type=f.type, choices=choices, metavar=f.type.__name__.upper(), action=LastCounts)
     if f.metadata["alone"] is not None:
         kind.update(nargs="?", const=f.metadata["alone"])
     parser.add_argument(f"--{f.name}", help=help, **kind)

@@ -11,6 +11,7 @@ from small_runs import ROOT, TINY, read_log, refusal
 
 import train_gpt2
 from support.console import UserError
+from support.settings import parse_flags
 from train_gpt2 import TrainConfig
 
 
@@ -97,6 +98,15 @@ def test_an_empty_value_is_a_mistake(flag, refused, tmp_path):
     """--resume=$CHECKPOINT with a variable that is not set began a new run, and moved the old one aside."""
     assert f"{flag[:-1]} is empty: is a variable of your shell not set?" in refused(flag)
     assert not (tmp_path / "log").exists()
+
+
+def test_of_a_flag_that_is_given_twice_the_last_counts(capsys):
+    """A script that adds --B=8 to others' flags may mean it; who did not is told."""
+    flags = ["--B=4", "--T=64", "--B", "8", "--T=64", "--shard=node", "--shard"]
+    _, config, _ = parse_flags(flags, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, TrainConfig)
+    assert (config.B, config.T, config.shard) == (8, 64, "all")
+    assert capsys.readouterr().out.splitlines() == ["--B is given twice: the last, 8, counts",
+                                                    "--shard is given twice: the last, all, counts"]
 
 
 # --- every flag that may be given with --resume ---------------------------------------------------
