@@ -2,7 +2,8 @@
 import json
 import os
 
-from small_runs import ROOT
+import pytest
+from small_runs import ROOT, refusal
 
 import train_gpt2
 from support.health import compare_to_reference
@@ -44,3 +45,11 @@ def test_the_curve_is_made_of_seeds(tmp_path, monkeypatch, capsys):
     made = json.loads((tmp_path / "curve.json").read_text())
     assert made["val"] == {"0": [6.0, 1.0], "10": [2.0, 0.0]} and made["settings"]["n_layer"] == 4
     assert "step    10 | 2.0000 +- 0.0000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag, said", [("--seeds=1", "--seeds=1 has no spread: try --seeds=2"),
+                                        ("--at_once=0", "--at_once=0 would start no run: try --at_once=1")])
+def test_numbers_that_make_no_curve(flag, said, tmp_path, monkeypatch):
+    """They are refused before the first run, which takes minutes."""
+    monkeypatch.setattr(laptop_curve, "val_losses", lambda seed: pytest.fail("a run was started"))
+    assert said in refusal(laptop_curve.main, [flag, f"--out={tmp_path / 'curve.json'}"])

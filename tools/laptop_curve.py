@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import train_gpt2
-from support.console import run_program
+from support.console import UserError, run_program
 from support.files import atomic_write
 from support.health import RECIPE
 from support.runlog import read_log
@@ -44,6 +44,10 @@ def main(argv):
     parser.add_argument("--at_once", type=int, default=2, help="runs at a time [%(default)s]")
     parser.add_argument("--out", default=os.path.join(ROOT, "assets", "laptop_curve.json"))
     args = parser.parse_args(argv)
+    if args.seeds < 2:
+        raise UserError(f"--seeds={args.seeds} has no spread: try --seeds=2 or more")
+    if args.at_once < 1:
+        raise UserError(f"--at_once={args.at_once} would start no run: try --at_once=1")
     with ThreadPoolExecutor(args.at_once) as pool:
         runs = list(pool.map(val_losses, range(1, args.seeds + 1)))
     curve = {}
