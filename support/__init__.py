@@ -18,4 +18,7 @@ support does it.
     sharding.py      FSDP2 for models too large for one card
     compiling.py     torch.compile, tried once before it is relied on
     health.py        is my run normal? reference curves, bad numbers, time left
+    tasks.py         the files of a task: items, read and checked line by line
+    metrics.py       how good are the answers? accuracy, F1, correlations, ranks; BM25
+    shakespeare.py   the speeches in input.txt as the items of a task
 """
