@@ -6,6 +6,7 @@ What you do with a trained model: let it write, talk with it, plot its run, hand
     python play.py look MODEL "To be, or" --out=look.html    # what it thinks, on a page
     python play.py plot log log2 --out=log.png --reference   # beside two public runs
     python play.py export MODEL DIR                          # for transformers, and us
+    python play.py search MODEL passages.jsonl "a question"  # by meaning; see finetune.py
     python play.py info MODEL                                # sizes, losses, settings
     python play.py estimate                                  # what fits on which card
     python play.py hellaswag --model=MODEL                   # also: python hellaswag.py
@@ -19,10 +20,11 @@ Contents
     2 writing                       sample, pieces, chat
     3 a picture of a run            plot
     4 handing it on                 export
-    5 what is in it, what it needs  info, estimate
-    6 HellaSwag                     measure_hellaswag
-    7 what it thinks                show_look
-    8 the command line              COMMANDS, parse_args, main
+    5 searching                     search
+    6 what is in it, what it needs  info, estimate
+    7 HellaSwag                     measure_hellaswag
+    8 what it thinks                show_look
+    9 the command line              COMMANDS, parse_args, main
 
 The function of a command takes the parsed flags, args, and prints what it has to say.
 A mistake that you can put right is a UserError: one line, and exit code 2.
@@ -41,6 +43,7 @@ from typing import NamedTuple
 
 import torch
 
+import finetune
 import hellaswag
 import look
 import train_gpt2
@@ -52,6 +55,7 @@ from support.health import read_reference
 from support.processes import is_out_of_memory
 from support.runlog import find_setting, read_log
 from support.settings import SHAPE
+from support.tasks import check_text, read_items, read_task
 from support.tokenizer import load_tokenizer, save_tokenizer
 
 # -------------------------------------------------------------------------------------------------
@@ -71,6 +75,9 @@ def load(name, device="cpu"):
                         "log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
     # load_model has checked what the file says of the model, load_tokenizer does its part
     saved = train_gpt2.load_model(name)
+    if "task" in saved:
+        raise UserError(f"{name} is tuned for {read_task(saved).name} and writes no text: python "
+                        "finetune.py predict")
     model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
     load_weights(model, saved["model"], name)
     tokenizer = load_tokenizer(saved["tokenizer"])
@@ -520,14 +527,27 @@ def is_free(folder):
     return not os.path.lexists(folder)
 
 
+def write_for_others(name, folder):
+    """The files of a model, a language model or a tuned one, into folder -> what loads them"""
+    saved = finetune.find_model(name)
+    if "task" in saved:
+        model, tokenizer, task = finetune.load_tuned(saved)
+        model.save_pretrained(folder, tokenizer, task)
+        if task.name == "embed":
+            return "sentence-transformers"
+        return "transformers' AutoModelForSequenceClassification.from_pretrained"
+    model, tokenizer, _ = load(saved["path"])
+    model.save_pretrained(folder, tokenizer.n_vocab, tokenizer.eot)
+    save_tokenizer(tokenizer, folder, model.config.block_size)
+    return "transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample"
+
+
 def export(args):
     """A model as the directory that transformers loads: all of it, or nothing."""
     folder = os.path.abspath(args.dir)
     if not is_free(folder):
         raise UserError(f"{args.dir} is there already and is not empty: name a new "
                         "directory")
-    model, tokenizer, _ = load(args.model)
-
     # a directory cannot be written in one step, but renaming it is one step
     temporary = f"{folder}{MARK}{os.getpid()}"
     try:
@@ -536,8 +556,7 @@ def export(args):
         raise UserError(f"cannot make {temporary} ({e.strerror}), in which {args.dir} is written: "
                         "name another directory")
     try:
-        model.save_pretrained(temporary, tokenizer.n_vocab, tokenizer.eot)
-        save_tokenizer(tokenizer, temporary, model.config.block_size)
+        loads_it = write_for_others(args.model, temporary)
         if os.path.isdir(folder):
             os.rmdir(folder)
         os.rename(temporary, folder)
@@ -546,12 +565,34 @@ def export(args):
                         "directory")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"wrote {args.dir}, for transformers' AutoModelForCausalLM.from_pretrained "
-          "and for python play.py sample")
+    print(f"wrote {args.dir}, for {loads_it}")
 
 
 # -------------------------------------------------------------------------------------------------
-# 5 what is in it, what it needs
+# 5 searching
+
+def search(args):
+    """The passages that are nearest to a question, by what they mean, not by their words."""
+    if args.top < 1:
+        raise UserError(f"--top={args.top}: must be at least 1")
+    if problem := check_text(args.question):
+        raise UserError(f"the question {problem}")
+    items = read_items(args.passages, "embed", with_answers=False)
+    model, tokenizer = finetune.load_embedder(args.model)
+    config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
+    process = train_gpt2.setup_distributed(config)
+    model.to(process.device)
+    # of a pair, the passage is what one searches for
+    passages = [item.texts[-1] for item in items]
+    vectors = finetune.embed_texts(model, tokenizer, [args.question, *passages], process)
+    similarities = vectors[1:] @ vectors[0]  # (number of passages,), cosines
+    best = similarities.topk(min(args.top, len(passages)))
+    for similarity, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f"{similarity:.3f}  {printable(' '.join(passages[number].split()))}")
+
+
+# -------------------------------------------------------------------------------------------------
+# 6 what is in it, what it needs
 
 PARTS = {  # a piece of a parameter's name: what the parameter belongs to
     "wte": "token embedding (and head)",
@@ -638,7 +679,7 @@ def estimate(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 6 HellaSwag
+# 7 HellaSwag
 
 def report(name, acc, acc_norm, n, published):
     """
@@ -661,7 +702,7 @@ def report(name, acc, acc_norm, n, published):
     return "\n".join(lines)
 
 
-def read_items(path):
+def read_hellaswag(path):
     """The items (list of dicts) of a .jsonl file; without a path, the published ones."""
     if path:
         return list(hellaswag.read_examples(path))
@@ -688,7 +729,7 @@ def measure_hellaswag(args):
     if tokenizer.spec["name"] != "gpt2":
         raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses "
                         "per token cannot be compared")
-    examples = read_items(args.data)
+    examples = read_hellaswag(args.data)
     published = not args.data or hellaswag.is_published(args.data)
     items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
     if not items:
@@ -711,7 +752,7 @@ def measure_hellaswag(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 7 what it thinks
+# 8 what it thinks
 
 def read_one_item(path, number):
     """Line `number`, from 1, of a .jsonl file with HellaSwag items -> dict. Or a UserError."""
@@ -797,7 +838,7 @@ def show_look(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 8 the command line
+# 9 the command line
 
 COMMANDS = {
     "sample": sample,
@@ -805,6 +846,7 @@ COMMANDS = {
     "look": show_look,
     "plot": plot,
     "export": export,
+    "search": search,
     "info": info,
     "estimate": estimate,
     "hellaswag": measure_hellaswag,
@@ -908,7 +950,7 @@ def parse_args(argv):
     subparsers = parser.add_subparsers(dest="command", required=True, metavar=names)
     commands = {name: add_command(subparsers, name) for name in COMMANDS}
 
-    for name in ("sample", "chat", "export", "info"):
+    for name in ("sample", "chat", "export", "search", "info"):
         commands[name].add_argument("model", metavar="MODEL", help=MODEL_HELP)
     commands["sample"].add_argument("prompt",
                                     help="the text to continue; @file; - for stdin")
@@ -918,9 +960,13 @@ def parse_args(argv):
         add_sampling_flags(commands[name])
     add_look_flags(commands["look"])
     add_plot_flags(commands["plot"])
+    commands["search"].add_argument("passages", help="a .jsonl file: {\"passage\": ...} a line")
+    commands["search"].add_argument("question", help="what to search for")
+    commands["search"].add_argument("--top", type=int, default=5,
+                                    help="how many passages to print [%(default)s]")
     commands["export"].add_argument("dir", metavar="DIR", help="a new directory")
     add_hellaswag_flags(commands["hellaswag"])
-    for name in ("sample", "chat", "hellaswag"):
+    for name in ("sample", "chat", "search", "hellaswag"):
         add_machine_flags(commands[name])
     return parser.parse_args(argv)
 

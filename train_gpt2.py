@@ -873,20 +873,22 @@ def load_items(plan):
     return items if processes_without == 0 else []
 
 
-def start_log(plan, config, data_identity, process):
-    """Open log.txt and settings.json -> the settings, which go into every checkpoint too (dict)"""
-    settings = {"run": run_number(plan.checkpoint, config.log_dir),
-                "config": asdict(plan.gpt_config), "train_config": asdict(config),
-                "tokenizer": plan.tokenizer.spec, "stream": data_identity,
+def start_log(plan, log_dir, process, **settings):
+    """
+    Open log.txt and settings.json -> all settings, which go into every checkpoint too (dict).
+    settings: what this run adds, train_config among it
+    """
+    settings = {"run": run_number(plan.checkpoint, log_dir), "config": asdict(plan.gpt_config),
+                "tokenizer": plan.tokenizer.spec, **settings,
                 "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
     # each process has read the checkpoint by itself, perhaps on another machine
     step = plan.checkpoint["step"] if plan.checkpoint else 0
     if all_reduce(step)[0] != step * process.num_processes:
         raise UserError(f"process {process.rank} would go on from step {step}, another one from a "
-                        "different step: --log_dir must be one that all machines see", who="me")
+                        f"different step: {log_dir} must be one that all machines see", who="me")
     # the first process writes; --max_steps=0, an evaluation only, writes nothing
-    if process.rank == 0 and config.max_steps > 0:
-        process.log = open_log(config.log_dir, settings, plan.checkpoint)
+    if process.rank == 0 and settings["train_config"]["max_steps"] > 0:
+        process.log = open_log(log_dir, settings, plan.checkpoint)
     return settings
 
 
@@ -936,7 +938,7 @@ def main(plan):
     common = (process.rank, process.num_processes, plan.tokenizer.n_vocab, process.device.type)
     train_loader = DataLoaderLite(plan.train_shards, B, config.T, *common)
     val_loader = DataLoaderLite(plan.val_shards, 1, config.T, *common)  # read row by row
-    data_identity = checkpoints.identify_stream(train_loader)
+    stream = checkpoints.identify_stream(train_loader)
     items = load_items(plan)
     print_choices(process, grad_accum_steps, train_loader.num_tokens, plan.tokenizer)
 
@@ -953,11 +955,11 @@ def main(plan):
     scaler = torch.amp.GradScaler(process.device.type, enabled=process.dtype == torch.float16)
     start_step, val_loss = 0, None
     if plan.checkpoint is not None:
-        checkpoints.check_stream(plan.checkpoint, train_loader, data_identity, config.data_root)
+        checkpoints.check_stream(plan.checkpoint, train_loader, stream, config.data_root)
         checkpoints.restore(plan.checkpoint, raw_model, optimizer, scaler)
         train_loader.position = plan.checkpoint["position"]
         start_step, val_loss = plan.checkpoint["step"], plan.checkpoint.get("val_loss")
-    settings = start_log(plan, config, data_identity, process)
+    settings = start_log(plan, config.log_dir, process, train_config=asdict(config), stream=stream)
 
     # --- the loop: `step` counts the updates done; evals and saving come before the next one ------
     process.signals = catch_signals()

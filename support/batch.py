@@ -5,7 +5,7 @@ takes another B than you expect, or says that none fits.
 import math
 from dataclasses import replace
 
-from support.arithmetic import FILLED, peak
+from support.arithmetic import FILLED, peak, phases, total
 from support.console import UserError, print0
 
 
@@ -50,3 +50,48 @@ def largest_that_fits(candidates, plan, process, free):
     raise UserError(f"even with --B=1 a run needs {needed / 1e9:.1f} ({phase}) of {free_text} on "
                     "the fullest card: try --activation_checkpointing, --shard on several GPUs, "
                     "or --shard --offload")
+
+
+def choose_items(config, plan, examples, process, free):
+    """
+    For finetune.py: how many items fit in a micro batch, and divide a process's share of a step.
+    config: a TuneConfig; examples: those to learn from; free: as above -> B, micro steps. Or a
+    UserError.
+    """
+    embeds = plan.task.name == "embed"
+    share = config.batch // process.num_processes
+    if share * process.num_processes != config.batch:
+        raise UserError(f"--batch={config.batch} is not a multiple of {process.num_processes} "
+                        f"processes: try --batch={max(1, share) * process.num_processes}")
+    most = config.B or share
+    if config.B == 0 and not embeds and process.card.kind == "cpu":
+        most = 8  # more gain nothing on a CPU, and need more padding
+    dividing = [B for B in range(min(most, share), 0, -1) if share % B == 0]
+    if embeds:  # a passage that is alone has no negatives
+        dividing = [B for B in dividing if B * process.num_processes > 1]
+        if not dividing or config.B > 0 and config.B != dividing[0]:
+            raise UserError(f"embed learns from the other items of a micro batch: try a --batch "
+                            f"and a --B that divides it, as --batch={config.batch} --B={share}")
+    if config.B > 0 or free == math.inf:
+        return dividing[0], share // dividing[0]
+    for B in dividing:
+        needed = items_need(B, config, plan, examples, process)
+        if needed <= FILLED * free:
+            if embeds and B < share:
+                print0(f"B {B}: more of the {share} items do not fit, so each has fewer negatives")
+            return B, share // B
+    raise UserError(f"{dividing[-1]} item(s) at a time need {needed / 1e9:.1f} of {free / 1e9:.1f} "
+                    "GB free on the fullest card: try shorter texts, or a smaller --model")
+
+
+def items_need(B, config, plan, examples, process):
+    """The bytes of finetune.py's step with B items, if all are as long as the longest."""
+    rows = max(len(example.rows) for example in examples)
+    T = max(len(row) for example in examples for row in example.rows)
+    dtype = str(process.dtype).removeprefix("torch.")
+    shape = replace(process.config, B=B * rows, T=T)
+    needs = phases(plan.gpt_config, shape, process.num_processes, dtype)["step"]
+    # not in parts, as those of training: in 16 bits, float32, log-softmax (counted, see the tests)
+    with_lm = config.lm_weight > 0 and plan.task.name != "embed"
+    needs["logits"] = (12 * shape.B * T * plan.gpt_config.vocab_size * with_lm, "")
+    return total(needs)

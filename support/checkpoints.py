@@ -66,8 +66,9 @@ def find(config):
             print0(f"warning: {e}; trying the one before")
             continue
         print0(f"resuming from {path}: {checkpoint['step']} steps are done")
-        if config.init_from:
-            print0(f"--init_from={config.init_from} was for the beginning of the run")
+        init_from = getattr(config, "init_from", "")  # finetune.py has none
+        if init_from:
+            print0(f"--init_from={init_from} was for the beginning of the run")
         return checkpoint
     return None
 
@@ -221,6 +222,8 @@ def check_moments(raw_model, state, broken):
     parameter's shape, the second of which, a mean of squares, is nowhere negative.
     """
     for name, p in raw_model.named_parameters():
+        if not p.requires_grad:
+            continue  # frozen: it has none
         moments = state["state"][name]
         for key in ("exp_avg", "exp_avg_sq"):
             moment = moments.get(key) if isinstance(moments, dict) else None
@@ -241,7 +244,7 @@ def restore(checkpoint, raw_model, optimizer, scaler):
     state = checkpoint["optimizer"]
     if not isinstance(state, dict) or not isinstance(state.get("state"), dict):
         raise UserError(f"{broken}it is not a dict")
-    parameters = {name for name, _ in raw_model.named_parameters()}
+    parameters = {name for name, p in raw_model.named_parameters() if p.requires_grad}
     if missing := parameters - state["state"].keys():
         raise UserError(f"{broken}{len(missing)} parameters have no moments")
     settings = [{key: value for key, value in group.items() if key != "params"}

@@ -194,6 +194,7 @@ def run_program(run, argv=None):
 def missing_package(error):
     """A ModuleNotFoundError -> a line that says what to install."""
     package = (error.name or str(error)).partition(".")[0]
+    package = {"sklearn": "scikit-learn"}.get(package, package)  # to install it has another name
     return (f"the package {package} is not installed here: pip install {package}, or all that "
             "there are: pip install -r requirements.txt")
 
@@ -214,7 +215,7 @@ def unexpected(error, argv):
     if "--debug" in argv:
         print_error("".join(traceback.format_exception(error)).rstrip())
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--log_dir", default="log")
+    parser.add_argument("--log_dir", "--out", default="log")
     folder = parser.parse_known_args(argv)[0].log_dir
     path = os.path.join(folder, "error.txt")
     try:

@@ -71,12 +71,15 @@ def read(name):
     return shape, weights
 
 
-def write(folder, shape, eot, weights):
-    """The inverse, with a generation_config.json: transformers loads the folder. Raises OSError."""
+def write(folder, shape, eot, weights, more=None):
+    """
+    The inverse, with a generation_config.json: transformers loads the folder. more: what another
+    model than a language model has in its config (dict). Raises OSError.
+    """
     from safetensors.torch import save
     tokens = {"bos_token_id": eot, "eos_token_id": eot}
     theirs = {THEIR_NAMES.get(ours, ours): n for ours, n in shape.items()}
-    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, **tokens}
+    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, **tokens, **(more or {})}
     weights = {name: w.detach().contiguous() for name, w in weights.items()}
     generation = {**tokens, "transformers_version": "4.50.0"}
     files = {"model.safetensors": save(weights, {"format": "pt"}),
@@ -86,3 +89,46 @@ def write(folder, shape, eot, weights):
     for file, data in files.items():
         with atomic_write(os.path.join(folder, file)) as f:
             f.write(data)
+
+
+def write_tuned(folder, config, weights, tokenizer, task, pad):
+    """
+    The same for a tuned model: of classify and entail for transformers, of embed for
+    sentence-transformers. pad: the id of padding. Raises OSError, or a UserError for other tasks.
+    """
+    if task.name not in ("classify", "entail", "embed"):
+        raise UserError(f"the model is tuned for {task.name}, which reads several rows for an "
+                        "answer: transformers has no model for that. Use python finetune.py "
+                        "predict")
+    shape = {name: getattr(config, name) for name in SHAPE}
+    more = {"pad_token_id": pad, "architectures": ["GPT2Model"]}
+    if task.name != "embed":
+        names = [str(label) for label in task.labels]
+        more.update(architectures=["GPT2ForSequenceClassification"],
+                    id2label=dict(enumerate(names)),
+                    label2id={name: i for i, name in enumerate(names)})
+    write(folder, shape, tokenizer.eot, weights, more)
+    if task.name == "embed":
+        write_pooling(folder, config.n_embd, config.block_size)
+
+
+def write_pooling(folder, n_embd, block_size):
+    """
+    What sentence-transformers needs beside the model to make the vectors of finetune.py's embed: a
+    list of three modules, the settings of the first two, none for the third. Raises OSError.
+    """
+    kinds = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"),
+             ("2", "2_Normalize", "Normalize"))
+    modules = [{"idx": int(number), "name": number, "path": path,
+                "type": f"sentence_transformers.models.{kind}"} for number, path, kind in kinds]
+    # the t-th token counts t times, and padding nothing
+    pooling = {"word_embedding_dimension": n_embd, "pooling_mode_mean_tokens": False,
+               "pooling_mode_weightedmean_tokens": True}
+    files = {"modules.json": modules,
+             "sentence_bert_config.json": {"max_seq_length": block_size, "do_lower_case": False},
+             "1_Pooling/config.json": pooling}
+    for path in ("1_Pooling", "2_Normalize"):
+        os.makedirs(os.path.join(folder, path), exist_ok=True)
+    for file, content in files.items():
+        with atomic_write(os.path.join(folder, file)) as f:
+            f.write(json.dumps(content).encode())

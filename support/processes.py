@@ -231,14 +231,15 @@ def out_of_memory(e, B):
     return f"out of memory in {phase} with --B={B}: try {advice}"
 
 
-def explain(e, B):
+def explain(e, B, advice=""):
     """
     An exception that ended a run -> the UserError that says it, or the exception, if it is a fault
-    of ours
+    of ours. advice: what to try when memory runs out, in a program without phases
     """
     if is_out_of_memory(e):
         # nothing is tried for you, who may not be looking
-        return UserError(out_of_memory(e, B), who="me")
+        line = f"out of memory: try {advice}" if advice else out_of_memory(e, B)
+        return UserError(line, who="me")
     if isinstance(e, dist.DistError) or "gloo" in str(e):
         return UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1)
     return e

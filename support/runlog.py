@@ -109,10 +109,11 @@ def open_log(log_dir, settings, checkpoint):
     log; any other one moves aside what it finds there. A directory that another process is writing
     to is refused.
     """
-    check_log_dir(log_dir, settings["train_config"]["data_root"])
+    flag = "--out" if "out" in settings["train_config"] else "--log_dir"  # in finetune.py --out
+    check_log_dir(log_dir, settings["train_config"]["data_root"], flag)
     path = os.path.join(log_dir, "log.txt")
     first_step = checkpoint["step"] if checkpoint else 0
-    advice = "choose another place with --log_dir"
+    advice = f"choose another place with {flag}"
     # before anything is moved
     writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None
     try:
@@ -136,24 +137,27 @@ def open_log(log_dir, settings, checkpoint):
                   max_steps=settings["train_config"]["max_steps"], settings=settings)
 
 
-def check_log_dir(log_dir, data_root):
-    """UserError if log_dir is a folder for something else, or holds what only looks like a log."""
+def check_log_dir(log_dir, data_root, flag="--log_dir"):
+    """
+    UserError if log_dir, the value of flag, is a folder for something else, or holds what only
+    looks like a log.
+    """
     folders = {"the data": data_root, "the program": PROGRAM, "a home": os.path.expanduser("~")}
     for what, folder in folders.items():
         if os.path.realpath(log_dir) == os.path.realpath(folder):
-            raise UserError(f"--log_dir={log_dir} is the folder of {what}: choose one for the run, "
-                            "as --log_dir=log", who="me")
+            raise UserError(f"{flag}={log_dir} is the folder of {what}: choose one for the run, "
+                            f"as {flag}=log", who="me")
     at_home = os.path.realpath(os.path.dirname(data_root)) == os.path.realpath(log_dir)
     if at_home and is_ours(os.path.basename(data_root)):
         raise UserError(f"--data_root={data_root} has the name of a file that a run writes there: "
-                        "choose another --log_dir", who="me")
+                        f"choose another {flag}", who="me")
     if not os.path.isdir(log_dir):
         return
     for name in filter(is_ours, os.listdir(log_dir)):
         path = os.path.join(log_dir, name)
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would keep us waiting
             raise UserError(f"{path} is no file: move it away, or choose another place with "
-                            "--log_dir", who="me")
+                            f"{flag}", who="me")
 
 
 def tensorboard_writer():

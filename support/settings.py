@@ -91,6 +91,9 @@ def merge_settings(checkpoint, gpt_config, config, given_flags, presets):
     checkpoint's.
     """
     saved = checkpoint.get("train_config", {})
+    if "task" in checkpoint and not hasattr(config, "tune"):
+        raise UserError(f"{checkpoint['path']} is tuned for a task: only python finetune.py goes "
+                        "on with it")
     if "preset" in saved and given_flags.get("preset", saved["preset"]) != saved["preset"]:
         given_flags = {**presets[given_flags["preset"]], **given_flags}
     merged = []

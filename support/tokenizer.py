@@ -423,18 +423,42 @@ def hugging_face_tokenizer(tokenizer):
     return hf
 
 
-def save_tokenizer(tokenizer, folder, block_size):
+def add_marks(hf, marks, n_vocab, written):
+    """
+    Give a tokenizers.Tokenizer further tokens, with the ids from n_vocab on: those that begin a
+    text, stand between two, and end it, and padding. written: does it put the first three there?
+    """
+    from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
+    hf.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    ids = {mark: hf.token_to_id(mark) for mark in marks}
+    if list(ids.values()) != list(range(n_vocab, n_vocab + len(marks))):
+        raise UserError("this model's tokenizer has gaps between its ids, or the marks already: it "
+                        "cannot be exported")
+    # in place of what the tokenizer itself may write around a text: ours never writes that
+    single, pair = "$A", "$A $B"
+    start, delimiter, extract, _ = marks
+    if written:
+        single, pair = f"{start} $A {extract}", f"{start} $A {delimiter} $B {extract}"
+    hf.post_processor = TemplateProcessing(
+        single=single, pair=pair, special_tokens=[(mark, ids[mark]) for mark in marks[:3]])
+
+
+def save_tokenizer(tokenizer, folder, block_size, marks=(), written=False):
     """
     The files that transformers' AutoTokenizer reads, and tokenizer_spec.json, which ours reads.
+    marks, written: of a tuned model, see add_marks
     """
     hf = hugging_face_tokenizer(tokenizer)
-    eot = {}
+    if marks:
+        add_marks(hf, marks, tokenizer.n_vocab, written)
+    named = {"pad_token": marks[-1]} if marks else {}
     if tokenizer.eot is not None:
-        eot = dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
+        named |= dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-              "clean_up_tokenization_spaces": False, **eot}
+              "clean_up_tokenization_spaces": False, **named}
     texts = {"tokenizer.json": hf.to_str(), "tokenizer_config.json": json.dumps(config),
-             "special_tokens_map.json": json.dumps(eot),
+             "special_tokens_map.json": json.dumps(named),
              "tokenizer_spec.json": json.dumps(tokenizer.spec)}
     for name, text in texts.items():
         with atomic_write(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as f:

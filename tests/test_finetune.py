@@ -1,0 +1,568 @@
+"""Facts about finetune.py: how a task is put to a model, how it is trained and measured, and what is done with it."""
+import json
+import math
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_runs import ROOT, LiveStorages, a_process, assert_same_bits, read_log, refusal
+from torch.nn import functional as F
+
+import finetune
+import play
+import train_gpt2
+from finetune import MARKS, Example, Task, TunedGPT, TuneConfig, fit, start_model, write_rows
+from support import tasks
+from support.batch import choose_items
+from support.console import missing_package
+from support.processes import Signal
+from support.tokenizer import make_tokenizer
+from train_gpt2 import GPT, GPTConfig
+
+# one item a line; several endings have another length, so that rows differ
+FILES = {
+    "classify": [{"text": f"{'good' if i % 3 else 'bad'} play {'and so on ' * (i % 5)}", "label": int(i % 3 > 0)}
+                 for i in range(40)],
+    "entail": [{"premise": f"it rains {'much ' * (i % 4)}", "hypothesis": f"it is {'wet' if i % 2 else 'dry'}",
+                "label": "yes" if i % 2 else "no"} for i in range(40)],
+    "compare": [{"a": f"he {'goes ' * (i % 4)}", "b": "he goes", "score": float(i % 4)} for i in range(40)],
+    "choose": [{"ctx": "he sat down and", "endings": ["ate", "flew off", "is red"][: 2 + i % 2], "label": i % 2}
+               for i in range(40)],
+    "embed": [{"query": f"number {i}", "passage": f"here we speak of {i} {'at length ' * (i % 3)}"} for i in range(40)],
+}
+QUICK = "--device=cpu --dtype=float32 --epochs=1 --batch=8 --max_lr=1e-3".split()
+
+
+@pytest.fixture
+def language_model(tmp_path):
+    """The path of a checkpoint with a tiny model of characters, untrained."""
+    tokenizer = make_tokenizer("char", [json.dumps(FILES), "the plays of Shakespeare, bdkmvxz"])
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=64, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
+    path = tmp_path / "model_00000.pt"
+    shape = {name: getattr(config, name) for name in GPTConfig.__dataclass_fields__}
+    torch.save({"model": GPT(config).state_dict(), "config": shape, "tokenizer": tokenizer.spec}, path)
+    return str(path)
+
+
+@pytest.fixture
+def tune(tmp_path, language_model):
+    """tune("classify", "name", *flags) tunes the tiny model on the items above -> the directory of the run"""
+    def run(task, name, *flags, items=None):
+        path = tmp_path / f"{task}.jsonl"
+        path.write_text("".join(json.dumps(item) + "\n" for item in items or FILES[task]))
+        finetune.run([task, f"--model={language_model}", f"--train={path}", f"--out={tmp_path / name}", *QUICK, *flags])
+        return tmp_path / name
+    return run
+
+
+def tuned(folder):
+    """The directory of a run -> the TunedGPT, its tokenizer, its Task"""
+    return finetune.load_tuned(finetune.find_model(str(folder)))
+
+
+def examples_of(task, folder):
+    model, tokenizer, what = tuned(folder)
+    path = folder.parent / f"{task}.jsonl"
+    items = finetune.read_items(str(path), task)
+    return model, what, finetune.make_examples(items, what, tokenizer, model.config.block_size, "items")
+
+
+# --- how a task is put to a model -----------------------------------------------------------------
+
+def test_five_ways_to_write_an_input():
+    """GPT-1's figure 1: 100 starts a row, 101 stands between two texts, 102 is where the answer is read."""
+    a, b, c = [1, 2], [3], [4, 5, 6]
+    assert write_rows("classify", [a], 100) == [[100, 1, 2, 102]]
+    assert write_rows("entail", [a, b], 100) == [[100, 1, 2, 101, 3, 102]]
+    assert write_rows("compare", [a, b], 100) == [[100, 1, 2, 101, 3, 102], [100, 3, 101, 1, 2, 102]]
+    assert write_rows("choose", [a, b, c], 100) == [[100, 1, 2, 101, 3, 102], [100, 1, 2, 101, 4, 5, 6, 102]]
+    assert write_rows("embed", [a, b], 100) == [a, b]
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_a_long_text_is_cut_where_it_costs_least(task):
+    """An end, of two texts that of the longer; of a context its beginning, since the endings follow its end."""
+    long, short = list(range(30)), [90, 91]
+    parts = {"classify": [long], "embed": [long, short], "choose": [long, short, [80]]}.get(task, [short, long])
+    rows = write_rows(task, fit(task, parts, 16), 100)
+    assert max(map(len, rows)) == 16  # as much as there is room for
+    text = [i for i in rows[0] if i < 30]
+    assert text == (long[-len(text):] if task == "choose" else long[: len(text)])
+    if task != "classify":
+        assert all(any(i in row for row in rows) for i in short)
+    assert fit(task, [part[:3] for part in parts], 16) == [part[:3] for part in parts]
+
+
+def test_padding_never_changes_a_score(tune):
+    """A batch of one is a batch of many: for every task, to the rounding of a product in another order."""
+    for task in FILES:
+        model, what, examples = examples_of(task, tune(task, task))
+        together = finetune.score(model, examples, what, a_process())
+        for example, scores in zip(examples[-3:], together[-3:], strict=True):
+            alone = finetune.score(model, [example], what, a_process())[0]
+            assert torch.allclose(alone, scores[: len(alone)], atol=1e-5), task
+            assert (scores[len(alone) :] == -torch.inf).all()  # an ending that is not there
+
+
+def test_pooling_is_at_the_last_token_of_the_text():
+    """Whatever stands in the padding, the score is that of the row alone."""
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("classify", [0, 1])).eval()
+    row = torch.tensor([[100, 5, 6, 102]])
+    padded = torch.tensor([[100, 5, 6, 102, 103, 103, 7]])
+    with torch.no_grad():
+        assert torch.allclose(model(row, torch.tensor([4]))[0], model(padded, torch.tensor([4]))[0], atol=1e-6)
+        assert not torch.allclose(model(row, torch.tensor([4]))[0], model(padded, torch.tensor([7]))[0], atol=1e-3)
+
+
+def test_the_order_of_a_pair_does_not_matter(tune):
+    """compare reads both orders, and adds: so "a like b" is as true as "b like a"."""
+    model, what, examples = examples_of("compare", tune("compare", "run"))
+    other = [Example(e.rows[::-1], e.target) for e in examples]
+    assert torch.allclose(finetune.score(model, examples, what, a_process()),
+                          finetune.score(model, other, what, a_process()), atol=1e-6)
+
+
+def test_the_language_model_loss_is_pretrainings():
+    """It is the mean over a row's text tokens, marks and padding are no targets, and only texts' tokens are rivals."""
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("classify", [0, 1])).eval()
+    ids, lengths = torch.tensor([[100, 5, 6, 7, 102], [100, 8, 102, 103, 103]]), torch.tensor([5, 3])
+    with torch.no_grad():
+        _, losses = model(ids, lengths, with_lm=True)
+        hidden, _ = GPT.forward(model, ids)
+        logits = hidden @ model.transformer.wte.weight[:100].T
+    first = F.cross_entropy(logits[0, :3], torch.tensor([5, 6, 7]))
+    second = F.cross_entropy(logits[1, :1], torch.tensor([8]))
+    assert torch.allclose(losses, torch.stack([first, second]), atol=1e-6)
+
+
+def test_a_later_token_counts_more_in_a_vector():
+    """SGPT: the t-th token t times. The vectors have length one."""
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("embed", [])).eval()
+    ids = torch.tensor([[5, 6, 7, 103]])
+    with torch.no_grad():
+        hidden, _ = GPT.forward(model, ids)
+        vector, _ = model(ids, torch.tensor([3]))
+    mean = (hidden[0, 0] + 2 * hidden[0, 1] + 3 * hidden[0, 2]) / 6
+    assert torch.allclose(vector[0], mean / mean.norm(), atol=1e-6)
+
+
+def test_what_is_right_as_well_is_no_negative():
+    """Two pairs with one query: neither pushes the other's passage away, so with nothing else the loss is zero."""
+    vectors = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    same, other = torch.tensor([[0, 1], [0, 2]]), torch.tensor([[0, 1], [3, 2]])
+    queries, passages = vectors[:2], vectors[2:]
+    assert finetune.contrastive_losses(queries, passages, same, same, 0, 0.05).tolist() == [0, 0]
+    assert (finetune.contrastive_losses(queries, passages, other, other, 0, 0.05) > 0).all()
+
+
+def test_a_query_finds_its_passage_among_those_of_all_processes():
+    """The second of two processes has passages 2 and 3 of four: its losses are the last two of all four."""
+    vectors = F.normalize(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    queries, passages, keys = vectors[:4], vectors[4:], torch.arange(8).view(4, 2)
+    of_all = finetune.contrastive_losses(queries, passages, keys, keys, 0, 0.05)
+    of_second = finetune.contrastive_losses(queries[2:], passages, keys[2:], keys, 2, 0.05)
+    assert torch.equal(of_all[2:], of_second)
+    expected = -F.log_softmax(queries @ passages.T / 0.05, dim=1).diagonal()
+    assert torch.allclose(of_all, expected)
+
+
+def test_new_rows_come_after_the_tokenizers(language_model):
+    """What the model knew stays; pretraining's padding gives way to four marks; random weights know nothing."""
+    saved = train_gpt2.load_model(language_model)
+    model, tokenizer = start_model(saved, Task("classify", [0, 1]))
+    n, old, new = tokenizer.n_vocab, saved["model"]["transformer.wte.weight"], model.transformer.wte.weight
+    assert new.shape == (n + len(MARKS), 32)
+    assert torch.equal(new[:n], old[:n]) and not torch.equal(new[n:], old[n : n + 4])
+    model, _ = start_model(saved, Task("classify", [0, 1]), random_weights=True)
+    assert not torch.equal(model.transformer.wte.weight[:n], old[:n])
+
+
+# --- training -------------------------------------------------------------------------------------
+
+def test_twenty_steps_are_those_of_transformers(tmp_path):
+    """GPT2ForSequenceClassification from the same weights: the same losses, and the same weights in the end."""
+    transformers = pytest.importorskip("transformers")
+    task = Task("classify", [0, 1, 2])
+    torch.manual_seed(0)
+    ours = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, task).train()
+    shape = dict(n_positions=16, vocab_size=104, n_layer=2, n_head=2, n_embd=32, num_labels=3, pad_token_id=103)
+    dropouts = dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    theirs = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**shape, **dropouts)).train()
+
+    def weights():
+        return {k: w.t() if k.endswith(train_gpt2.CONV1D) else w for k, w in ours.state_dict().items()}
+    theirs.load_state_dict(weights())
+    config = TuneConfig(lm_weight=0.0, dropout=0.0)
+    theirs_optimizer = GPT.configure_optimizers(theirs, 0.01, config.max_lr, (0.9, 0.999))
+    optimizer = ours.configure_optimizers(0.01, config.max_lr, (0.9, 0.999))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        lengths = torch.randint(1, 14, (8,), generator=draw).tolist()
+        rows = [[100, *torch.randint(0, 100, (n,), generator=draw).tolist(), 102] for n in lengths]
+        examples = [Example([row], int(i % 3)) for i, row in enumerate(rows)]
+        ids, lengths = finetune.to_tensors(examples, 103, "cpu")
+        loss = finetune.example_losses(ours, task, examples, config, a_process()).mean()
+        mask = torch.arange(ids.size(1)) < lengths[:, None]
+        their_loss = theirs(ids, attention_mask=mask.long(), labels=torch.tensor([e.target for e in examples])).loss
+        assert abs(loss.item() - their_loss.item()) < 1e-5
+        for some_loss, some in ((loss, optimizer), (their_loss, theirs_optimizer)):
+            some.zero_grad()
+            some_loss.backward()
+            some.step()
+    there = theirs.state_dict()
+    assert max((w - there[k]).abs().max().item() for k, w in weights().items()) < 1e-5
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_a_task_is_learned(task, tune, tmp_path):
+    """Twelve epochs of forty items: the loss falls, and val is measured at the end of each epoch."""
+    log = read_log(tune(task, "run", "--epochs=12", "--lm_weight=0.1"))
+    losses = [log["train"][step] for step in sorted(log["train"])]
+    assert len(losses) == 54 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    assert len(log["val"]) == 12 and max(log["val"]) == 54
+
+
+@pytest.mark.parametrize("tune_what, moved", [("head", {"score.weight"}), ("biases", {"bias", "score.weight"})])
+def test_what_learns(tune_what, moved, tune, language_model):
+    """A linear probe moves the head alone; BitFit the head and every bias."""
+    before = train_gpt2.load_model(language_model)["model"]
+    model = tuned(tune("classify", "run", f"--tune={tune_what}"))[0]
+    changed = {name for name, w in model.named_parameters()
+               if name in before and name != "transformer.wte.weight" and not torch.equal(w, before[name])}
+    assert changed == {name for name in before if name.endswith(".bias") and "bias" in moved}
+
+
+def test_a_batch_in_parts_is_the_same_batch(tune):
+    """B changes memory and speed only: the losses of eight at a time are those of two at a time."""
+    logs = [read_log(tune("classify", f"run{B}", "--dropout=0", f"--B={B}")) for B in (8, 2)]
+    assert all(abs(logs[0]["train"][step] - logs[1]["train"][step]) < 1e-5 for step in logs[0]["train"])
+
+
+@pytest.mark.parametrize("task", ["choose", "embed"])
+def test_two_processes_are_one(task, tune, tmp_path, language_model):
+    """torchrun with two processes: the losses of one, to 1e-5. In embed each sees the other's negatives."""
+    flags = ["--dropout=0", "--epochs=2"]
+    one = read_log(tune(task, "one", *flags))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, os.path.join(ROOT, "finetune.py"), task, f"--model={language_model}",
+                           f"--train={tmp_path / task}.jsonl", f"--out={tmp_path / 'two'}", *QUICK, *flags],
+                          capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    two = read_log(tmp_path / "two")
+    assert two["train"].keys() == one["train"].keys() and len(one["train"]) == 9
+    assert all(abs(one["train"][step] - two["train"][step]) < 1e-5 for step in one["train"])
+    # AdamW would take the same steps with gradients of half the length: their norm tells
+    assert one["norm"] == pytest.approx(two["norm"], rel=1e-4)
+    assert one["val"] == pytest.approx(two["val"], abs=2e-4)
+
+
+def test_the_learning_rate_ends_at_zero():
+    """GPT-1: up in 0.2% of the steps, then in a straight line to zero, which no step has."""
+    config = TuneConfig(max_lr=1.0, warmup=0.002)
+    rates = [finetune.get_lr(step, 2000, config) for step in range(2000)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0 and max(rates) == 1.0
+    assert rates[1002] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize("task, processes, B, expected", [
+    ("classify", 1, 0, (8, 4)), ("classify", 2, 0, (8, 2)), ("classify", 8, 0, (4, 1)), ("embed", 2, 0, (16, 1)),
+    ("classify", 1, 5, (4, 8)), ("embed", 1, 16, (16, 2))])
+def test_what_a_micro_batch_holds(task, processes, B, expected):
+    """On a CPU eight items; of embed all, since they are each other's negatives; always a share of the step's 32."""
+    process = a_process(num_processes=processes)
+    process.card = SimpleNamespace(kind="cpu")
+    plan, examples = SimpleNamespace(task=Task(task, [])), [Example([[1, 2]], 0)] * 32
+    assert choose_items(TuneConfig(B=B), plan, examples, process, math.inf) == expected
+    process.num_processes = 5
+    assert "try --batch=30" in refusal(choose_items, TuneConfig(), plan, examples, process, math.inf)
+
+
+@pytest.mark.parametrize("flags", [dict(batch=1), dict(batch=8, B=3), dict(batch=8, B=1)])
+def test_a_passage_needs_negatives(flags):
+    """Alone in its micro batch it would be found whatever its vector is: a loss of zero, and nothing learned."""
+    process = a_process()
+    process.card = SimpleNamespace(kind="cpu")
+    plan, examples = SimpleNamespace(task=Task("embed", [])), [Example([[1], [2]], None)] * 20
+    assert "the other items of a micro batch" in refusal(
+        choose_items, TuneConfig(**flags), plan, examples, process, math.inf)
+
+
+@pytest.mark.parametrize("rows, expected", [(1, (16, 2)), (4, (4, 8)), (20, (1, 32))])
+def test_a_micro_batch_fits_into_the_card(rows, expected):
+    """124M, 512 tokens a row, 16 GB free: the more rows an item has, the fewer items. And 2 GB are too few."""
+    process = a_process()
+    process.card, process.dtype = SimpleNamespace(kind="cuda"), torch.bfloat16
+    process.config = train_gpt2.TrainConfig()
+    plan = SimpleNamespace(task=Task("choose", []), gpt_config=GPTConfig())
+    examples = [Example([[1] * 512] * rows, 0)] * 32
+    assert choose_items(TuneConfig(), plan, examples, process, 16e9) == expected
+    assert "1 item(s) at a time need" in refusal(choose_items, TuneConfig(), plan, examples, process, 2e9)
+
+
+@pytest.mark.parametrize("what_learns", ["all", "head", "biases"])
+def test_resuming_changes_nothing(what_learns, tune, monkeypatch):
+    """
+    Stopped by a signal after some steps, saved, and gone on with: every weight and moment is that of one run. What
+    is frozen has no moments, and none are missed.
+    """
+    flags = ["--epochs=2", f"--tune={what_learns}"]
+    whole = tune("classify", "whole", *flags)
+    take_batch, signals = finetune.take_batch, []
+
+    def stopping(examples, step, config):
+        if step == 3:
+            signals.append(Signal("SIGINT", 0.0))
+        return take_batch(examples, step, config)
+    with monkeypatch.context() as m:
+        m.setattr(finetune, "catch_signals", lambda catch=True: signals)
+        m.setattr(finetune, "take_batch", stopping)
+        parts = tune("classify", "parts", *flags)
+    assert [path.name for path in parts.glob("*.pt")] == ["model_00004.pt"]
+    tune("classify", "parts", *flags, "--resume=auto")
+    assert_same_bits(parts / "model_00009.pt", whole / "model_00009.pt")
+
+
+def test_a_run_goes_on_with_its_own_items(tune):
+    """Other items under the same name, or another task: one line."""
+    run = tune("classify", "run", "--epochs=2")
+    other_items, other_task = FILES["classify"][1:], "entail"
+    assert "other items" in refusal(lambda: tune("classify", run.name, "--resume=auto", items=other_items))
+    assert "another task" in refusal(lambda: tune(other_task, run.name, "--resume=auto"))
+    assert "another --batch" in refusal(lambda: tune("classify", "run", "--resume=auto", "--batch=4"))
+    assert "9 steps are done, --epochs=1 are 5" in refusal(lambda: tune("classify", "run", "--resume=auto"))
+
+
+def test_a_run_goes_on_where_its_checkpoint_is(tune, tmp_path, monkeypatch, capsys):
+    """--resume=PATH without --out: nothing is written to tuned/. A dropout that is given now is in force."""
+    monkeypatch.chdir(tmp_path)
+    run = tune("classify", "run")
+    capsys.readouterr()
+    finetune.run(["classify", f"--resume={run}/model_00005.pt", "--epochs=2", "--dropout=0.5", "--device=cpu"])
+    out = capsys.readouterr().out
+    assert "changed since the checkpoint: dropout 0.1 -> 0.5" in out and out.count("dropout") == 1
+    assert [path.name for path in run.glob("*.pt")] == ["model_00009.pt"] and not (tmp_path / "tuned").exists()
+    assert train_gpt2.load_model(str(run / "model_00009.pt"))["config"]["dropout"] == 0.5
+
+
+def test_an_epoch_is_saved_before_it_is_measured(tune, tmp_path, monkeypatch):
+    """What fails in measuring, a full memory for example, costs nothing that was learned."""
+    def fail(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(finetune, "score", fail)
+    assert "out of memory: try a smaller --B" in refusal(lambda: tune("classify", "run"))
+    assert (tmp_path / "run" / "model_00005.pt").exists()
+
+
+def test_a_missing_library_is_noticed_before_training(tune, tmp_path, monkeypatch):
+    """Its name in an import is not always the one to install."""
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        tune("classify", "run")
+    assert "pip install scikit-learn" in missing_package(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_and_similarities_are_not_rounded(dtype, language_model):
+    """Under autocast the matmuls of the blocks have 16 bits; the head and the contrastive loss have 32."""
+    process = a_process(torch.autocast("cpu", dtype=dtype))
+    for name in ("classify", "embed"):
+        model, _ = start_model(train_gpt2.load_model(language_model), Task(name, [0, 1] * (name == "classify")))
+        seen = []
+        hook = model.transformer.ln_f.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        examples = [Example([[5, 6, 7], [8, 9]][: 1 + (name == "embed")], 0, (i, 9 + i)) for i in range(4)]
+        losses = finetune.example_losses(model, Task(name, [0, 1] * (name == "classify")), examples,
+                                         TuneConfig(lm_weight=0.0), process)
+        hook.remove()
+        assert losses.dtype == torch.float32
+        if name == "classify":
+            last = seen[0][:, -1].float()
+            expected = F.cross_entropy(last @ model.score.weight.T, torch.zeros(4, dtype=torch.long), reduction="none")
+            assert torch.allclose(losses, expected, atol=1e-6)
+
+
+def test_what_the_language_model_loss_needs():
+    """12 bytes for each logit in 16 bits: themselves, in float32, log-softmax. choose_items counts on it."""
+    V, tokens = 20_000, 512
+    model = TunedGPT(GPTConfig(64, V + 4, 1, 2, 16), V, Task("classify", [0, 1]))
+    examples = [Example([torch.randint(V, (64,)).tolist()], 0) for _ in range(tokens // 64)]
+    process = a_process(torch.autocast("cpu", torch.bfloat16))
+    peaks = []
+    for lm_weight in (0.0, 0.5):
+        with LiveStorages() as live:
+            losses = finetune.example_losses(model, Task("classify", [0, 1]), examples,
+                                             TuneConfig(lm_weight=lm_weight), process)
+            losses.sum().backward()
+        peaks.append(live.peak)
+    assert 0.8 < (peaks[1] - peaks[0]) / (12 * tokens * V) < 1.1
+
+
+# --- what is said, and what is refused ------------------------------------------------------------
+
+def test_what_knowing_nothing_gives_is_said_first(tune, capsys):
+    """The majority's share for labels, chance for endings, BM25 for a search."""
+    for task, said in (("classify", "always 1, is right on"), ("choose", "any ending, is right on"),
+                       ("embed", "counting words (BM25): recall@1"), ("compare", "the mean score for all")):
+        capsys.readouterr()
+        tune(task, task)
+        out = capsys.readouterr().out
+        assert said in out and out.index(said) < out.index("step     0")
+        assert "a tenth of the items is kept to measure on" in out
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--max_lr=-1"], "max_lr"), (["--train="], "--train is empty"),
+    (["--model=gone"], "there is no model gone"), (["--train=gone.jsonl"], "there is no file gone.jsonl"),
+    (["--B=-1"], "--B=-1"), (["--model=TUNED"], "is tuned already: start from a language model"),
+], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_wrong_flags(flags, said, tune, tmp_path):
+    if "--model=TUNED" in flags:
+        flags = [f"--model={tune('classify', 'tuned')}"]
+    assert said in refusal(lambda: tune("classify", "run", *flags))
+
+
+def test_a_long_text_is_counted(tune, capsys):
+    """How many were cut is one line; a text that fits is not among them."""
+    items = [{"text": "it rains " * (1 + 20 * (i % 4 == 0)), "label": i % 2} for i in range(40)]
+    tune("classify", "run", items=items)
+    assert "of 36 items are longer than the model's context of 64 tokens" in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_does_not_fit_together(tune):
+    """Fewer rows than its tokenizer has tokens: one line, and no index that is out of range, on a GPU least of all."""
+    saved = finetune.find_model(str(tune("classify", "run")))
+    tokenizer = make_tokenizer("char", ["".join(map(chr, range(32, 127)))])
+    assert "do not fit" in refusal(finetune.load_tuned, {**saved, "tokenizer": tokenizer.spec})
+
+
+def test_where_answers_go_is_asked_first(tune, tmp_path, monkeypatch):
+    """Nothing is computed for a file that could not be written."""
+    run = tune("classify", "run")
+    monkeypatch.setattr(finetune, "score", None)
+    items = str(tmp_path / "classify.jsonl")
+    for out in (tmp_path / "gone" / "a.jsonl", tmp_path / "folder.jsonl"):
+        (tmp_path / "folder.jsonl").mkdir(exist_ok=True)
+        assert "cannot be written" in refusal(finetune.run, ["predict", str(run), items, f"--out={out}"])
+
+
+def test_commands(language_model, tune, tmp_path):
+    """Each wrong command line is one line that says what is right."""
+    assert "there is no task dance" in refusal(finetune.run, ["dance"])
+    assert "name a task first" in refusal(finetune.run, [])
+    assert "nothing to learn from" in refusal(finetune.run, ["classify", f"--model={language_model}"])
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in FILES["classify"]))
+    assert "--model is missing" in refusal(finetune.run, ["classify", f"--train={tmp_path / 'train.jsonl'}"])
+    run = tune("classify", "run")
+    items = str(tmp_path / "entail.jsonl")
+    (tmp_path / "entail.jsonl").write_text(json.dumps(FILES["entail"][0]) + "\n")
+    assert "is a language model" in refusal(finetune.run, ["predict", language_model, items])
+    assert 'line 1: "text" is missing' in refusal(finetune.run, ["predict", str(run), items])
+    assert "needs a tuned model and a file" in refusal(finetune.run, ["predict", str(run)])
+    items = str(tmp_path / "classify.jsonl")
+    assert "are a .jsonl file" in refusal(finetune.run, ["predict", str(run), items, "--out=x.npy"])
+    assert "is tuned for classify" in refusal(play.main, ["sample", str(run / "model_00005.pt"), "x"])
+    assert "search needs a model that was tuned for embed" in refusal(play.main, ["search", str(run), items, "x"])
+    assert "embed has no head" in refusal(lambda: tune("embed", "run2", "--tune=head"))
+    for flag in ("--resume", "--init_from"):
+        assert "is tuned for a task" in refusal(train_gpt2.run, [f"{flag}={run}/model_00005.pt", "--device=cpu"])
+    embedder = str(tune("embed", "run3"))
+    for question in ("", " ", "\udcff"):
+        assert "the question " in refusal(play.main, ["search", embedder, str(tmp_path / "embed.jsonl"), question])
+
+
+@pytest.mark.parametrize("task", ["classify", "embed", "choose"])
+def test_the_demo_needs_nothing(task, tmp_path, monkeypatch, capsys):
+    """Offline, without a model: it says that weights are random; with a checkpoint in log/ it takes that."""
+    monkeypatch.chdir(tmp_path)
+    some = tasks.demo_entries(task)[::70]
+    monkeypatch.setattr(tasks, "demo_entries", lambda name: some)
+    finetune.run([task, "--demo", *QUICK])
+    assert "a model of the laptop's shape with random weights" in capsys.readouterr().out
+    assert (tmp_path / "tuned" / "log.txt").exists()
+
+
+# --- a tuned model at work ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("task", FILES)
+def test_predict(task, tune, tmp_path):
+    """An answer for each item, with the scores beside it; of embed, the vectors. The items need no labels."""
+    run = tune(task, "run")
+    items = [{k: v for k, v in item.items() if k not in ("label", "score")} for item in FILES[task]]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    out = tmp_path / ("answers.npy" if task == "embed" else "answers.jsonl")
+    finetune.run(["predict", str(run), str(tmp_path / "items.jsonl"), f"--out={out}", *QUICK[:2]])
+    if task == "embed":
+        vectors = np.load(out)
+        assert vectors.shape == (40, 2, 32) and np.allclose((vectors**2).sum(-1), 1, atol=1e-5)
+        return
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{k: a[k] for k in items[0]} for a in answers] == items
+    for item, answer in zip(FILES[task], answers, strict=True):
+        if task == "compare":
+            assert isinstance(answer["answer"], float)
+            continue
+        scores = answer["scores"]
+        if task == "choose":
+            scores = dict(enumerate(scores))
+            assert len(scores) == len(item["endings"])
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        assert str(answer["answer"]) == str(max(scores, key=scores.get))
+
+
+def test_search(tune, tmp_path, language_model, capsys):
+    """A passage is its own best match, with a tuned model and with one that was never tuned."""
+    passages = [f"passage {i} of {'words ' * (i % 3)}{i * i}" for i in range(20)]
+    (tmp_path / "passages.jsonl").write_text("".join(json.dumps({"passage": p}) + "\n" for p in passages))
+    for model in (tune("embed", "run"), language_model):
+        capsys.readouterr()
+        play.main(["search", str(model), str(tmp_path / "passages.jsonl"), passages[7], "--top=3", "--device=cpu",
+                   "--dtype=float32"])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 3 and lines[0].startswith("1.000") and passages[7] in lines[0]
+
+
+@pytest.mark.parametrize("task", ["classify", "entail"])
+def test_transformers_gives_the_same_logits(task, tune, tmp_path):
+    """From the texts alone: the exported tokenizer writes start, delimiter and extract where we do."""
+    transformers = pytest.importorskip("transformers")
+    run = tune(task, "run")
+    play.main(["export", str(run), str(tmp_path / "hf")])
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    model, what, examples = examples_of(task, run)
+    ours = finetune.score(model, examples, what, a_process())
+    texts = [[item[name] for name in finetune.TEXTS[task]] for item in FILES[task]]
+    for lengths in ((29, 80), (80, 29), (80, 30), (30, 31), (40, 40), (41, 40), (80, 81)):
+        # too long: the exported tokenizer cuts where we do, to the token
+        item = [letter * n for letter, n in zip("ab", lengths, strict=True)][: len(texts[0])]
+        parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in item]
+        row, = write_rows(task, fit(task, parts, 64), len(tokenizer) - len(MARKS))
+        assert tokenizer(*item, truncation=True)["input_ids"] == row
+    batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert (ours - logits).abs().max() < 1e-5
+    assert [theirs.config.id2label[i] for i in range(2)] == [str(label) for label in what.labels]
+
+
+def test_sentence_transformers_gives_the_same_vectors(tune, tmp_path):
+    """The exported folder has the pooling in it."""
+    library = pytest.importorskip("sentence_transformers")
+    run = tune("embed", "run")
+    play.main(["export", str(run), str(tmp_path / "st")])
+    theirs = library.SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    model, tokenizer, _ = tuned(run)
+    texts = ["number 3", "here we speak of 3 at length at length", "a " * 100]
+    ours = finetune.embed_texts(model, tokenizer, texts, a_process())
+    assert np.abs(ours.numpy() - theirs.encode(texts)).max() < 1e-5
+
+
+def test_what_cannot_be_exported_says_so(tune, tmp_path):
+    """compare reads two rows for an answer, and transformers has no such model: one line, and no directory."""
+    run = tune("compare", "run")
+    assert "reads several rows" in refusal(play.main, ["export", str(run), str(tmp_path / "hf")])
+    assert not (tmp_path / "hf").exists()
