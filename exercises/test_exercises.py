@@ -19,6 +19,7 @@ import pytest
 import torch
 from small_runs import ROOT
 
+import finetune
 import train_gpt2
 from support.console import UserError
 from train_gpt2 import GPT, GPTConfig, KVCache, TrainConfig, get_lr
@@ -293,6 +294,47 @@ def test_muon(train, tmp_path):
         pytest.fail("resuming fails: PyTorch calls step(closure=None), and what a step remembers must be tensors in "
                     "self.state", pytrace=False)
     expect(resumed == whole, "8 steps and 2 from a checkpoint should be 10 steps: is the momentum in self.state?")
+
+
+# ----------------------------------------------------------------------------------------------------
+# finetune.py
+
+def test_lora():
+    """--tune=lora: frozen weights, and beside each c_attn two thin matrices that learn (Hu et al. 2021)."""
+    LoRALinear = getattr(finetune, "LoRALinear", None)
+    expect(LoRALinear, "write class LoRALinear(nn.Module) in finetune.py: LoRALinear(linear, rank), whose forward is "
+                       "linear(x) + x A B, A (in, rank) random, B (rank, out) zero; and merge() -> one nn.Linear")
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(C, 3 * C)
+    lora, x = LoRALinear(linear, 4), vectors(2, 5)
+    expect(lora(x).equal(linear(x)), "at the start it must change nothing: one of the two matrices is zero")
+    learning = sum(p.numel() for p in lora.parameters() if p.requires_grad)
+    expect(learning == 4 * (C + 3 * C), f"two matrices of rank 4 are {16 * C} numbers, and {learning} learn here")
+    check_lora_learns(lora, x)
+    merged = lora.merge()
+    expect(type(merged) is torch.nn.Linear and close(merged(x), lora(x), 1e-5),
+           "merge() should be one nn.Linear, W + (A B)^T, that gives the same: a tuned model costs no more to run")
+    expect("lora" in finetune.TuneConfig.__dataclass_fields__["tune"].metadata["choices"],
+           "let TuneConfig's tune take lora, too")
+    model = finetune.TunedGPT(GPTConfig(16, V + 4, L, 4, C), V, finetune.Task("classify", [0, 1]))
+    model.freeze("lora")
+    moving = {name for name, p in model.named_parameters() if p.requires_grad}
+    expect("score.weight" in moving and len(moving) == 1 + 2 * L and
+           all("attn.c_attn" in name for name in moving - {"score.weight"}),
+           f"freeze('lora') should leave the head and two matrices in each block's c_attn to learn, not {moving}")
+    expect(not any(p.requires_grad for p in model.transformer.wte.parameters()), "wte must stay frozen")
+
+
+def check_lora_learns(lora, x):
+    """Both matrices move, the frozen weight does not."""
+    before = {name: p.detach().clone() for name, p in lora.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (lora(x) ** 2).mean().backward()
+        optimizer.step()
+    for name, p in lora.named_parameters():
+        expect(p.requires_grad != p.equal(before[name]), f"{name} should {'move' if p.requires_grad else 'stay'}")
 
 
 # ----------------------------------------------------------------------------------------------------
