@@ -23,6 +23,8 @@ Parts
                 cores and one numpy array a document
     generate    tokens per second, 124M, 4 rows, 8 -> 256 tokens: against transformers, and
                 without a cache
+    finetune    tokens per second, 124M, steps of 32 speeches: against a plain loop with
+                transformers
     scale       8 to 512 GPUs over three kinds of links: step time and efficiency, on paper
 
 What is measured stands in measure.py, which gpu_report.py uses too. A contender that dies is a row
@@ -64,14 +66,18 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import finetune
 import fineweb
 import hellaswag
 import train_gpt2
 from support.arithmetic import mfu
+from support.shakespeare import demo_entries
+from support.tasks import make_item
 from support.tokenizer import gpt2_tokenizer
 from tools.measure import (DEVICE, KERNELS, PLAYS, ROOT, attention, contender, describe_machine,
                            forget_peak, generation, in_turn, made_up_items, peak_memory, products,
-                           read_all, save_ours, save_plainly, timed, train, trained_model)
+                           read_all, save_ours, save_plainly, synchronize, timed, train,
+                           trained_model)
 
 GPT2 = train_gpt2.GPTConfig()  # 124M
 
@@ -645,6 +651,65 @@ def bench_generate(args):
             row("the same, against recomputing the prefix", "tokens/s", 4 * new, ours, plain)]
 
 
+def plain_finetune_step(model, optimizer, batch, autocast):
+    """A step as one writes it with transformers: all rows filled up to the longest."""
+    ids, lengths = finetune.to_tensors(batch, 50260, DEVICE)
+    mask = torch.arange(ids.size(1), device=DEVICE) < lengths[:, None]
+    labels = torch.tensor([example.target for example in batch], device=DEVICE)
+    with autocast:
+        loss = model(ids, attention_mask=mask.long(), labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def finetune_step(model, optimizer, batch, task, config, process):
+    """THE STEP of finetune.py on a CPU: sorted by length, eight at a time."""
+    for i in range(0, config.batch, 8):
+        with process.autocast:
+            losses = finetune.example_losses(model, task, batch[i : i + 8], config, process)
+        (losses.sum() / config.batch).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def bench_finetune(args):
+    """Both see the same texts; without the language-model loss, which transformers lacks."""
+    import transformers
+    process = train_gpt2.setup_distributed(train_gpt2.TrainConfig(device=DEVICE.type))
+    entries = demo_entries("classify")[: 32 * (1 if args.quick else 4)]
+    items = [make_item(entry, number, "classify") for number, entry in enumerate(entries, 1)]
+    task = finetune.Task("classify", sorted({item.answer for item in items} | {"another play"}))
+    shape = dict(vocab_size=50261, n_layer=12, n_head=12, n_embd=768)
+    torch.manual_seed(0)
+    model = finetune.TunedGPT(train_gpt2.GPTConfig(**shape), 50257, task).to(DEVICE)
+    theirs = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(
+        **shape, num_labels=len(task.labels), pad_token_id=50260, attn_pdrop=0.0, embd_pdrop=0.0,
+        resid_pdrop=0.0)).to(DEVICE)
+    examples = finetune.make_examples(items, task, gpt2_tokenizer(), 1024, "speeches")
+    config = finetune.TuneConfig(lm_weight=0.0, dropout=0.0)
+    optimizer = model.configure_optimizers(0.01, 1e-5)
+    their_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
+
+    def ours():
+        for step in range(len(examples) // config.batch):
+            batch = finetune.take_batch(examples, step, config)
+            finetune_step(model, optimizer, batch, task, config, process)
+        synchronize()
+
+    def plain():
+        for i in range(0, len(examples), config.batch):
+            batch = examples[i : i + config.batch]
+            plain_finetune_step(theirs, their_optimizer, batch, process.autocast)
+        synchronize()
+    here, there = in_turn(args.runs, ours, plain)
+    tokens = sum(len(row) for example in examples for row in example.rows)
+    return [row("finetune.py classify, 124M, against a plain loop with transformers", "tokens/s",
+                tokens, here, there, "at least 1")]
+
+
 # -------------------------------------------------------------------------------------------------
 # 7 the command line
 
@@ -659,6 +724,7 @@ PARTS = {
     "hellaswag": bench_hellaswag,
     "fineweb": bench_fineweb,
     "generate": bench_generate,
+    "finetune": bench_finetune,
     "scale": bench_scale,
 }
 WORKERS = {"step": contender, "products": products}
