@@ -14,6 +14,7 @@ import pytest
 from pages import CHINESE, COMING, ENGLISH, FENCE, LINK, anchors, find_pages, prose, resolve
 from small_runs import ROOT
 
+import finetune
 import fineweb
 import play
 import train_gpt2
@@ -49,6 +50,9 @@ SHORT = {
     "python play.py sample": "--max_new_tokens=4 --device=cpu",
     "python play.py chat": "--max_new_tokens=4 --device=cpu",
     "python play.py look": "--device=cpu",
+    "python play.py search": "--device=cpu",
+    "python finetune.py": "--device=cpu --epochs=1 --batch=2",
+    "python finetune.py predict": "--device=cpu",
 }
 # What is not run here, by the beginning of its line. Its flags are checked all the same.
 NOT_RUN = {
@@ -56,6 +60,8 @@ NOT_RUN = {
     "python fineweb.py --name": "needs the network",
     "HF_ENDPOINT": "needs the network",
     "python train_gpt2.py --init_from=gpt2": "needs the network; the stand-in's line is run",
+    "python finetune.py classify --model=gpt2": "needs the network; those with MODEL are run",
+    "python finetune.py classify --demo": "takes a minute; test_finetune.py runs it on some of the speeches",
     "python hellaswag.py --model=gpt2": "needs the network",
     "torchrun": "needs several GPUs; test_two_processes_as_the_page_says runs the one for a laptop",
     "python tools/": "measures, or takes long; each has a test of its own",
@@ -113,6 +119,9 @@ def parse(words):
         check_settings(*configs)
     elif script == "fineweb.py":
         parse_flags(argv, "", {}, fineweb.ShardConfig)
+    elif script == "finetune.py":
+        config = finetune.PredictConfig if argv[0] == "predict" else finetune.TuneConfig
+        parse_flags([word for word in argv if word.startswith("--")], "", {}, config)
     elif script == "play.py":
         play.parse_args(argv)
     elif script == "hellaswag.py":
@@ -136,7 +145,8 @@ def test_every_flag_exists(command):
 
 def test_flags_in_sentences_exist():
     """`--B`, `--val_tokens=100000` and the like: some program has that flag."""
-    known = {f"--{name}" for cls in (train_gpt2.GPTConfig, train_gpt2.TrainConfig, fineweb.ShardConfig)
+    known = {f"--{name}" for cls in (train_gpt2.GPTConfig, train_gpt2.TrainConfig, fineweb.ShardConfig,
+                                     finetune.TuneConfig)
              for name in cls.__dataclass_fields__}
     known |= {"--no-" + flag[2:] for flag in known}
     for path in ("play.py", *glob.glob("tools/*.py", root_dir=ROOT)):
@@ -149,6 +159,17 @@ def test_flags_in_sentences_exist():
 
 
 # --- run for real ---------------------------------------------------------------------------------
+
+# what the files of docs/finetuning.md hold
+TUNING = {
+    "train": [{"text": "good" if i % 2 else "bad", "premise": "it rains", "hypothesis": "it is wet", "label": i % 2}
+              for i in range(20)],
+    "val": [{"text": "good", "premise": "it rains", "hypothesis": "it is dry", "label": 1}],
+    "texts": [{"text": "fair"}],
+    "pairs": [{"query": f"who is {i}?", "passage": f"this is {i}"} for i in range(20)],
+    "passages": [{"passage": f"this is {i}"} for i in range(20)],
+}
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -172,11 +193,17 @@ def workplace(tmp_path_factory):
         for log_dir in ("log", "log2"):
             train_gpt2.run([*TINY.split(), f"--log_dir={log_dir}"])
         for path in ("log/model_03921.pt", "log/model_10000.pt", "log/model_19073.pt", "standin/model_00100.pt",
-                     "tuned/model_00200.pt"):
+                     "mine/model_00200.pt"):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             shutil.copy("log/model_00001.pt", path)
         for name in ("standin-gpt2", "DIR"):
             play.main(["export", "log/model_00001.pt", name])
+        for name, entries in TUNING.items():
+            lines = [json.dumps(entry) + "\n" for entry in entries]
+            (folder / f"{name}.jsonl").write_text("".join(lines))
+        finetune.run(["classify", "--model=log/model_00001.pt", "--train=train.jsonl", "--device=cpu", "--batch=2"])
+        finetune.run(["embed", "--model=log/model_00001.pt", "--train=pairs.jsonl", "--out=finder",
+                      "--device=cpu", "--batch=2"])
     finally:
         os.chdir(before)
     return folder
@@ -196,8 +223,8 @@ def run_hellaswag(argv):
     play.main(["hellaswag", *argv])
 
 
-PROGRAMS = {"train_gpt2.py": train_gpt2.run, "fineweb.py": fineweb.main, "play.py": play.main,
-            "hellaswag.py": run_hellaswag}
+PROGRAMS = {"train_gpt2.py": train_gpt2.run, "finetune.py": finetune.run, "fineweb.py": fineweb.main,
+            "play.py": play.main, "hellaswag.py": run_hellaswag}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if is_run(c)])
@@ -205,7 +232,7 @@ def test_every_command_runs(command, at_work, capsys):
     """In its short form. A new command is run with the flags of the entry of SHORT that its line begins with."""
     short = SHORT[longest_beginning(command, SHORT)]
     words = shlex.split(f"{command} {short}")
-    _, script, *argv = ["log/model_19073.pt" if word == "MODEL" else word for word in words]
+    _, script, *argv = [word.replace("MODEL", "log/model_19073.pt") for word in words]
     if script == "play.py" and argv[0] == "export":
         shutil.rmtree(argv[2], ignore_errors=True)  # it wants a new one
     PROGRAMS[script](argv)

@@ -12,7 +12,8 @@ Contents
     3 the data        dataflow, shift, stream
     4 the step        batch, step, schedule
     5 curves          laptop, faults
-    6 the command     PICTURES, main
+    6 finetuning      inputs
+    7 the command     PICTURES, main
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from collections import Counter
 from xml.sax.saxutils import escape
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import finetune
 import train_gpt2
 from support.console import UserError, run_program
 from support.files import ASSETS, atomic_write
@@ -521,12 +523,60 @@ def draw_faults():
 
 
 # --------------------------------------------------------------------------------------------------
-# 6 the command
+# 6 finetuning
+
+
+def draw_row(y, row):
+    """
+    A row of finetune.write_rows, in which marks are the numbers 0 to 2 and texts are names -> its
+    boxes, and where they end
+    """
+    marks = ("start", "delimiter", "extract")
+    parts, x = [], 104
+    for word in row:
+        is_mark = word in range(len(marks))
+        width = 86 if is_mark else 106
+        look, words = ("orange", marks[word]) if is_mark else ("blue", word)
+        parts.append(labelled(x, y, width, 34, look, words))
+        x += width + 8
+    return parts, x
+
+
+def draw_inputs():
+    inputs = {
+        "classify": (["text"], "a label"),
+        "entail": (["premise", "hypothesis"], "a label"),
+        "compare": (["a", "b"], "added: label or score"),
+        "choose": (["context", "ending 1", "ending 2"], "the highest score wins"),
+        "embed": (["text"], "a vector, the mean of all"),
+    }
+    parts, y = [], 24
+    for task, (texts, answer) in inputs.items():
+        parts.append(text(16, y + 23, task, "left bold"))
+        rows = finetune.write_rows(task, [[name] for name in texts], 0)
+        ends = []
+        for i, row in enumerate(rows):
+            drawn, end = draw_row(y + 42 * i, row)
+            parts += drawn
+            ends.append(end)
+        middle = y + 17 + 21 * (len(rows) - 1)
+        for i, end in enumerate(ends):
+            parts.append(line([(end - 4, y + 17 + 42 * i), (632, y + 17 + 42 * i), (632, middle)]))
+        parts.append(arrow([(632, middle), (650, middle)]))
+        parts.append(text(656, middle + 5, answer, "left small"))
+        y += 42 * len(rows) + 18
+    return page(y + 2, "Five ways to write an input",
+                "Start, delimiter and extract are new tokens around the texts. The answer is read "
+                "at extract; for embed it is a mean over all tokens.", parts)
+
+
+# --------------------------------------------------------------------------------------------------
+# 7 the command
 
 PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
             "dataflow": draw_dataflow, "shift": draw_shift, "stream": draw_stream,
             "batch": draw_batch, "step": draw_step, "schedule": draw_schedule,
-            "laptop_curve": draw_laptop, "faults": draw_faults}
+            "laptop_curve": draw_laptop, "faults": draw_faults, "inputs": draw_inputs}
 
 
 def main(argv):
