@@ -343,7 +343,10 @@ def make_examples(items, task, tokenizer, block_size, name):
     examples, num_cut = [], 0
     numbers = {}  # of each text
     for item in items:
-        parts = [list(tokenizer.encode(text)) for text in item.texts]
+        try:
+            parts = [list(tokenizer.encode(text)) for text in item.texts]
+        except UserError as e:  # a character that this tokenizer does not know
+            raise UserError(f"{name}, line {item.line}: {e}")
         if not all(parts):
             raise UserError(f"{name}, line {item.line}: a text has no tokens in this model's "
                             "tokenizer")
@@ -590,9 +593,8 @@ def check_same_run(checkpoint, task, data, config):
     """UserError if a run cannot go on from its checkpoint, since it would see other items."""
     path = checkpoint["path"]
     if read_task(checkpoint) != task or checkpoint.get("data") != data:
-        raise UserError(f"{path} was saved by a run with another task or other items than "
-                        f"{task.name} has in {config.train or 'the demo'}: bring those back, or "
-                        "begin a new run without --resume")
+        raise UserError(f"the items of {config.train or 'the demo'} have changed since {path} was "
+                        "saved: bring them back, or begin a new run without --resume")
     if checkpoint["position"] != checkpoint["step"] * config.batch:
         raise UserError(f"{path} was saved by a run with another --batch: it cannot change within "
                         "a run")
@@ -608,6 +610,10 @@ def prepare(task_name, config, given_flags):
         if config.demo and start["config"]["n_embd"] < 256:
             config = replace(config, **{**DEMO, **given_flags})
     else:
+        old_task = read_task(checkpoint).name
+        if old_task != task_name:
+            raise UserError(f"{checkpoint['path']} is a run of {old_task}: it cannot go on as one "
+                            f"of {task_name}")
         gpt_config = GPTConfig(**checkpoint["config"])
         _, config, _ = merge_settings(checkpoint, gpt_config, config, given_flags, {})
     check_limits(config)
@@ -657,7 +663,7 @@ def main(plan):
     val = make_examples(plan.val, task, plan.tokenizer, block_size, "items to measure on")
     free = all_reduce(process.card.free, op=dist.ReduceOp.MIN)[0]  # on the fullest card
     B, grad_accum_steps = choose_items(config, plan, train, process, free)
-    process.config = config
+    process.config = config  # from here on, what evaluate and report_stop ask
     epochs = range(1, config.epochs + 1)
     epoch_ends = [math.ceil(epoch * len(train) / config.batch) for epoch in epochs]  # in steps
     steps = epoch_ends[-1]
@@ -725,7 +731,7 @@ def main(plan):
         # ======================================================================
 
         loss, signals = all_reduce(loss_accum / process.num_processes, len(process.signals))
-        stop = signals > 0
+        stop = signals > 0  # then the next turn saves and ends
         report_step(step, loss, lr, norm.item(), dt, scaler, process)
     if stop:
         report_stop(step, process)

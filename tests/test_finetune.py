@@ -331,8 +331,8 @@ def test_a_run_goes_on_with_its_own_items(tune):
     """Other items under the same name, or another task: one line."""
     run = tune("classify", "run", "--epochs=2")
     other_items, other_task = FILES["classify"][1:], "entail"
-    assert "other items" in refusal(lambda: tune("classify", run.name, "--resume=auto", items=other_items))
-    assert "another task" in refusal(lambda: tune(other_task, run.name, "--resume=auto"))
+    assert "have changed since" in refusal(lambda: tune("classify", run.name, "--resume=auto", items=other_items))
+    assert "is a run of classify" in refusal(lambda: tune(other_task, run.name, "--resume=auto"))
     assert "another --batch" in refusal(lambda: tune("classify", "run", "--resume=auto", "--batch=4"))
     assert "9 steps are done, --epochs=1 are 5" in refusal(lambda: tune("classify", "run", "--resume=auto"))
 
@@ -423,6 +423,12 @@ def test_wrong_flags(flags, said, tune, tmp_path):
     if "--model=TUNED" in flags:
         flags = [f"--model={tune('classify', 'tuned')}"]
     assert said in refusal(lambda: tune("classify", "run", *flags))
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_named(tune):
+    """A tokenizer of characters has those of its text: the line that has another one is named."""
+    items = [*FILES["classify"][:30], {"text": "\u4f60\u597d", "label": 1}]
+    assert ", line 31: this character tokenizer has no" in refusal(lambda: tune("classify", "run", items=items))
 
 
 def test_a_long_text_is_counted(tune, capsys):
