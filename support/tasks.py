@@ -33,6 +33,9 @@ TEXTS = {
 }
 
 
+# and the one with the answer
+ANSWERS = {"classify": ("label",), "entail": ("label",), "compare": ("label or score",),
+           "choose": ("label",), "embed": ()}
 MOST_PAIRS = 2000  # of embed, to measure on
 
 
@@ -163,7 +166,7 @@ def read_items(path, task, with_answers=True):
                 items.append(make_item(read_entry(line), number, task, with_answers))
             except ValueError as e:
                 raise UserError(f"{path}, line {number}: {e}. The entries of {task}: "
-                                f"{', '.join(TEXTS[task])}")
+                                f"{', '.join((*TEXTS[task], *ANSWERS[task]))}")
     if not items:
         raise UserError(f"{path} has no items: give one JSON object a line")
     check_answers_alike(items, task, path)
