@@ -735,6 +735,8 @@ def main(plan):
         report_step(step, loss, lr, norm.item(), dt, scaler, process)
     if stop:
         report_stop(step, process)
+    elif saved and task.name == "embed":
+        print0(f'next: python play.py search {config.out} passages.jsonl "a question"')
     elif saved:
         print0(f"next: python finetune.py predict {config.out} items.jsonl")
     if not saved or process.log.waiting:

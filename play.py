@@ -74,7 +74,7 @@ def load(name, device="cpu"):
         raise UserError(f"there is no model {name}: give a checkpoint like "
                         "log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
     # load_model has checked what the file says of the model, load_tokenizer does its part
-    saved = train_gpt2.load_model(name)
+    saved = finetune.find_model(name)
     if "task" in saved:
         raise UserError(f"{name} is tuned for {read_task(saved).name} and writes no text: python "
                         "finetune.py predict")

@@ -43,7 +43,7 @@ def language_model(tmp_path):
     tokenizer = make_tokenizer("char", [json.dumps(FILES), "the plays of Shakespeare, bdkmvxz"])
     torch.manual_seed(0)
     config = GPTConfig(block_size=64, vocab_size=128, n_layer=2, n_head=2, n_embd=32)
-    path = tmp_path / "model_00000.pt"
+    path = tmp_path / "model_00001.pt"
     shape = {name: getattr(config, name) for name in GPTConfig.__dataclass_fields__}
     torch.save({"model": GPT(config).state_dict(), "config": shape, "tokenizer": tokenizer.spec}, path)
     return str(path)
@@ -453,6 +453,13 @@ def test_where_answers_go_is_asked_first(tune, tmp_path, monkeypatch):
     for out in (tmp_path / "gone" / "a.jsonl", tmp_path / "folder.jsonl"):
         (tmp_path / "folder.jsonl").mkdir(exist_ok=True)
         assert "cannot be written" in refusal(finetune.run, ["predict", str(run), items, f"--out={out}"])
+
+
+def test_a_runs_directory_is_a_model(language_model, capsys):
+    """Its newest checkpoint, for play.py as for finetune.py."""
+    play.main(["info", os.path.dirname(language_model)])
+    play.main(["sample", os.path.dirname(language_model), "he", "--max_new_tokens=2", "--device=cpu"])
+    assert "2 blocks, 2 heads" in capsys.readouterr().out
 
 
 def test_commands(language_model, tune, tmp_path):
