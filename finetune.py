@@ -302,19 +302,8 @@ def start_model(saved, task, dropout=0.0, random_weights=False):
     return model, tokenizer
 
 
-def find_model(name):
-    """What --model, predict, search and export take -> load_model's dict"""
-    of_run = checkpoints.list_all(name)
-    if of_run:
-        return load_model(of_run[-1])  # name is the directory of a run: its newest
-    if not os.path.exists(name) and not name.startswith("gpt2"):
-        raise UserError(f"there is no model {name}: give a run's directory, a checkpoint, or gpt2 "
-                        "... gpt2-xl")
-    return load_model(name)
-
-
 def load_tuned(saved, dropout=0.0):
-    """What find_model gives for a tuned model -> the TunedGPT, its tokenizer, its Task"""
+    """What load_model gives for a tuned model -> the TunedGPT, its tokenizer, its Task"""
     task = read_task(saved)
     tokenizer = load_tokenizer(saved["tokenizer"])
     config = GPTConfig(**{**saved["config"], "dropout": dropout})
@@ -552,7 +541,7 @@ def get_lr(step, steps, config):
 def find_start(config):
     """The model to start from, that of --model or the demo's -> load_model's dict"""
     if config.model:
-        saved = find_model(config.model)
+        saved = load_model(config.model)
         if "task" in saved:
             raise UserError(f"{saved['path']} is tuned already: start from a language model; "
                             "--resume goes on with a run")
@@ -787,7 +776,7 @@ def predict(argv):
         raise UserError("predict needs a tuned model and a file: python finetune.py predict tuned "
                         "items.jsonl --out=answers.jsonl")
     check_limits(config)
-    model, tokenizer, task = load_tuned(find_model(names[0]))
+    model, tokenizer, task = load_tuned(load_model(names[0]))
     items = read_items(names[1], task.name, with_answers=False)
     out = check_out(config.out, task)
     with orderly_end():
@@ -801,7 +790,7 @@ def predict(argv):
 
 def load_embedder(name):
     """MODEL -> a TunedGPT that embeds, and its tokenizer. One that was never tuned will do."""
-    saved = find_model(name)
+    saved = load_model(name)
     if "task" not in saved:
         model, tokenizer = start_model(saved, Task("embed", []))
         return model.eval(), tokenizer

@@ -69,12 +69,8 @@ def load(name, device="cpu"):
     MODEL -> the GPT on device, in eval mode; its tokenizer; what its file says (dict of
     config, step, ...). Raises UserError for anything that is not a model.
     """
-    exists = os.path.isdir(name) or os.path.isfile(name)
-    if not exists and name not in OPENAI:
-        raise UserError(f"there is no model {name}: give a checkpoint like "
-                        "log/model_19073.pt, a directory, or gpt2 ... gpt2-xl")
     # load_model has checked what the file says of the model, load_tokenizer does its part
-    saved = finetune.find_model(name)
+    saved = train_gpt2.load_model(name)
     if "task" in saved:
         raise UserError(f"{name} is tuned for {read_task(saved).name} and writes no text: python "
                         "finetune.py predict")
@@ -529,14 +525,14 @@ def is_free(folder):
 
 def write_for_others(name, folder):
     """The files of a model, a language model or a tuned one, into folder -> what loads them"""
-    saved = finetune.find_model(name)
+    saved = train_gpt2.load_model(name)
     if "task" in saved:
         model, tokenizer, task = finetune.load_tuned(saved)
         model.save_pretrained(folder, tokenizer, task)
         if task.name == "embed":
             return "sentence-transformers"
         return "transformers' AutoModelForSequenceClassification.from_pretrained"
-    model, tokenizer, _ = load(saved["path"])
+    model, tokenizer, _ = load(name)
     model.save_pretrained(folder, tokenizer.n_vocab, tokenizer.eot)
     save_tokenizer(tokenizer, folder, model.config.block_size)
     return "transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample"

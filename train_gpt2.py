@@ -780,9 +780,13 @@ def load_checkpoint(path):
 
 def load_model(name):
     """
-    A checkpoint, a Hugging Face directory or gpt2 ... gpt2-xl -> dict of model (weights), config,
-    tokenizer (its spec) and path; from a checkpoint also step, position, optimizer, ...
+    A checkpoint, the directory of a run (then its newest one), a Hugging Face directory or gpt2 ...
+    gpt2-xl -> dict of model (weights), config, tokenizer (its spec) and path; from a checkpoint
+    also step, position, optimizer, ...
     """
+    of_run = checkpoints.list_all(name)
+    if of_run:
+        return load_checkpoint(of_run[-1])
     if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
         return load_checkpoint(name)
     model = GPT.from_pretrained(name)

@@ -94,6 +94,9 @@ def read(path):
     checkpoint: one line.
     """
     broken = f"{path} is not a usable checkpoint: "
+    if not os.path.exists(path):
+        raise UserError(f"there is no model {path}: give a checkpoint such as log/model_19073.pt, "
+                        "a directory, or gpt2 ... gpt2-xl")
     try:
         check_zip(path)  # torch.load itself would take a flipped bit for a weight
         # weights_only: data, never the code that a pickle can carry. The original saved its config

@@ -94,7 +94,7 @@ def check_zip(path):
     if os.path.isdir(path):
         raise ValueError("it is a directory")
     if not os.path.isfile(path):  # a pipe would keep us waiting for ever
-        raise ValueError("there is no such file")
+        raise ValueError("it is no file")
     with zipfile.ZipFile(path) as z:
         # a compressed record can be a few bytes that unpack to any size; torch.save compresses
         # nothing

@@ -68,7 +68,7 @@ def test_only_regular_files_are_opened(tmp_path, play_refuses):
     os.remove(tmp_path / "hf" / "config.json")
     os.mkfifo(tmp_path / "hf" / "config.json")
     os.mkfifo(tmp_path / "log.txt")
-    assert "there is no model" in play_refuses("info", tmp_path / "pipe.pt")
+    assert "it is no file" in play_refuses("info", tmp_path / "pipe.pt")
     assert "has no config.json" in play_refuses("info", tmp_path / "hf")
     assert "there is no log" in play_refuses("plot", tmp_path)
 

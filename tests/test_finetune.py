@@ -62,7 +62,7 @@ def tune(tmp_path, language_model):
 
 def tuned(folder):
     """The directory of a run -> the TunedGPT, its tokenizer, its Task"""
-    return finetune.load_tuned(finetune.find_model(str(folder)))
+    return finetune.load_tuned(finetune.load_model(str(folder)))
 
 
 def examples_of(task, folder):
@@ -440,7 +440,7 @@ def test_a_long_text_is_counted(tune, capsys):
 
 def test_a_checkpoint_that_does_not_fit_together(tune):
     """Fewer rows than its tokenizer has tokens: one line, and no index that is out of range, on a GPU least of all."""
-    saved = finetune.find_model(str(tune("classify", "run")))
+    saved = finetune.load_model(str(tune("classify", "run")))
     tokenizer = make_tokenizer("char", ["".join(map(chr, range(32, 127)))])
     assert "do not fit" in refusal(finetune.load_tuned, {**saved, "tokenizer": tokenizer.spec})
 

@@ -664,8 +664,8 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
     (["--dropout=1.5"], "--dropout=1.5"),
     (["--grad_clip=0"], "--grad_clip=0"),
     (["--max_lr=1e-4"], "min_lr 0.001 is above max_lr 0.0001: try --min_lr=1e-05"),
-    (["--resume=gone.pt"], "gone.pt is not a usable checkpoint"),
-    (["--init_from=gone.pt"], "gone.pt is not a usable checkpoint"),
+    (["--resume=gone.pt"], "there is no model gone.pt"),
+    (["--init_from=gone.pt"], "there is no model gone.pt"),
     (["--vocab_size=10"], "vocabulary"),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, refused):

@@ -91,7 +91,7 @@ def test_by_itself(trained, tmp_path, capsys):
 @pytest.mark.parametrize("flags, said", [
     (["--data_root=nowhere"], "no train shards in nowhere"),
     (["--B=3"], "--total_batch_size=192"),
-    (["--resume=gone.pt"], "gone.pt is not a usable checkpoint"),
+    (["--resume=gone.pt"], "there is no model gone.pt"),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_an_error_that_all_processes_share_is_said_once(flags, said, torchrun):
     """Two processes, one line, no traceback of ours, no hang."""
