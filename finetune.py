@@ -4,7 +4,7 @@ examples: the other half of the paper on GPT-1 (Radford et al. 2018), and, since
 meaning (SGPT, Muennighoff 2022). train_gpt2.py is the first lecture; this is the second.
 
     python finetune.py classify --demo           # which of nine plays is a speech from? Offline
-    python finetune.py classify --model=gpt2 --train=train.jsonl --val=val.jsonl --out=tuned
+    python finetune.py classify --model=gpt2 --train=train.jsonl --val=val.jsonl --log_dir=tuned
     python finetune.py entail ...                # does one sentence follow from another?
     python finetune.py compare ...               # do two texts say the same, or how much so?
     python finetune.py choose ...                # which ending is the right one?
@@ -19,8 +19,8 @@ torchrun starts it on many GPUs, --resume=auto goes on, Ctrl-C saves: all as in 
 
 Contents
     1 the task       MARKS, fit, write_rows: five ways to write an input
-    2 the settings   TuneConfig, every knob with its reason
-    3 the model      TunedGPT: one head comes off, another goes on; start_model, load_tuned
+    2 the settings   TuneConfig, every flag with its reason
+    3 the model      TunedGPT: another head on the same blocks; start_model, load_tuned
     4 the data       Example, make_examples, take_batch, to_tensors
     5 the loss       join_rows, task_losses, contrastive_losses, example_losses
     6 measuring      score, evaluate
@@ -31,7 +31,6 @@ Letters in the comments on shapes
     n items, each with one row or more   R rows of them all   N tokens of a row   C channels
     k outputs of the head
 """
-import contextlib
 import functools
 import hashlib
 import json
@@ -40,7 +39,7 @@ import os
 import random
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -49,19 +48,18 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.utils.rnn import pad_sequence
 
-import train_gpt2
 from support import checkpoints, hugging_face, metrics
 from support.batch import choose_items
 from support.console import UserError, print0, progress, run_program
-from support.processes import catch_signals, explain, keep_freed_memory, read_ranks
-from support.settings import check_limits, knob, merge_settings, parse_flags
+from support.processes import sum_over_processes
+from support.run import Run
+from support.settings import MOST_SEED, check_least, check_most, check_share, merge, parse, pick
 from support.shakespeare import read_speeches
 from support.tasks import (TEXTS, Task, check_out, load_items, make_task, read_items, read_task,
                            write_answers)
 from support.tokenizer import load_tokenizer, make_tokenizer, save_tokenizer
-from train_gpt2 import (GPT, PRESETS, GPTConfig, TrainConfig, all_reduce, is_due, load_model,
-                        report_stop, save_checkpoint, setup_distributed, start_log, step_seed,
-                        wrap_in_ddp)
+from train_gpt2 import (GPT, PRESETS, GPTConfig, TrainConfig, load_model, setup_distributed,
+                        step_seed, wrap_model)
 
 # --------------------------------------------------------------------------------------------------
 # 1 the task: what a pretrained model knows, and how one puts a question to it
@@ -137,53 +135,55 @@ def write_rows(task_name, parts, n_vocab):
 # 2 the settings
 
 
-@dataclass
+@dataclass(frozen=True)
 class TuneConfig:
     # what goes in and out
-    model: str = knob("", "a checkpoint, a Hugging Face directory, or gpt2 ... gpt2-xl")
-    train: str = knob("", "a .jsonl file with the items to learn from")
-    val: str = knob("", "a .jsonl file to measure on; without it a tenth of --train is kept")
-    demo: bool = knob(False, "learn from input.txt instead of --train, by default with the newest "
-                             "checkpoint in log/")
-    out: str = knob("tuned", "the run's directory: log.txt, settings.json, model_*.pt", here=True)
-    tensorboard: bool = knob(False, "write the streams of log.txt for TensorBoard, too")
-    resume: str = knob("", "auto (the newest checkpoint in --out, if any) or a checkpoint's path",
-                       here=True)
+    model: str = ""  # a checkpoint, a Hugging Face directory, or gpt2 ... gpt2-xl
+    train: str = ""  # a .jsonl file with the items to learn from
+    val: str = ""  # a .jsonl file to measure on; without it a tenth of --train is kept
+    demo: bool = False  # learn from input.txt, by default with the newest checkpoint in log/
+    log_dir: str = "tuned"  # where log.txt, settings.json and model_*.pt go
+    tensorboard: bool = False  # write the streams of log.txt for TensorBoard, too
+    resume: str = ""  # a checkpoint, or auto: the newest one in log_dir, if there is one
     # the same run without pretraining: what it reaches is not the pretraining's merit
-    random_weights: bool = knob(False, "the model's shape and tokenizer, but not what it knows")
+    random_weights: bool = False  # the model's shape and tokenizer, but not what it knows
     # the machine
-    device: str = knob("auto", "cuda, mps or cpu", here=True)
-    dtype: str = knob("auto", "of the matmuls; the weights stay in float32",
-                      choices=("auto", "bfloat16", "float16", "float32"))
+    device: str = "auto"  # cuda, mps or cpu
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
     # what is learned. A linear probe shows what the model knew before; biases alone (BitFit,
     # Ben-Zaken et al. 2021; SGPT) are a thousandth of the weights, and often do
-    tune: str = knob("all", "all weights; only the new head (a linear probe); or biases and head",
-                     choices=("all", "head", "biases"))
-    lm_weight: float = knob(0.5, "of the language-model loss beside the task's (embed has none): "
-                                 "a model that forgets to write overfits sooner")  # GPT-1, 3.2
-    temperature: float = knob(0.05, "embed: similarities are divided by it before the softmax",
-                              least=1e-4)  # they lie between -1 and 1: too alike for a softmax
+    tune: Literal["all", "head", "biases"] = "all"  # all weights, the new head, or biases and head
+    # a model that forgets to write overfits sooner (GPT-1, section 3.2)
+    lm_weight: float = 0.5  # weight of the language-model loss beside the task's (not for embed)
+    # similarities lie between -1 and 1: too alike for a softmax
+    temperature: float = 0.05  # embed: similarities are divided by it before the softmax
     # the optimization: GPT-1, section 4.1, "model specifications" and "fine-tuning details"
-    epochs: int = knob(3, "how often each item is seen: enough for most tasks", least=1, most=1000)
-    batch: int = knob(32, "items a step", least=1, most=2**16)
-    B: int = knob(0, "items in a micro batch; 0: what fits. Only embed gets another result: its "
-                     "negatives are in the micro batch")
+    epochs: int = 3  # how often each item is seen: enough for most tasks
+    batch: int = 32  # items a step
+    # B has no effect on the result, except for embed: its negatives are in the micro-batch
+    B: int = 0  # items in a micro-batch; 0: what fits
     # about the rate with which pretraining ends (min_lr in train_gpt2.py): the weights are good
     # already, and should not go far
-    max_lr: float = knob(6.25e-5, "the highest learning rate")
-    warmup: float = knob(0.002, "the share of the steps until max_lr", below=1)
-    dropout: float = knob(0.1, "pretraining sees a text once, tuning three times", below=1)
-    weight_decay: float = knob(0.01, "on matrices and embeddings only", most=1000)
-    beta1: float = knob(0.9, "AdamW: how long the mean of the gradients remembers", below=1)
-    beta2: float = knob(0.999, "AdamW: how long the mean of their squares remembers", below=1)
-    grad_clip: float = knob(1.0, "largest gradient norm", least=1e-9)
-    seed: int = knob(1337, "new rows, head, order of the items, dropout", most=2**31)
-    save_every: int = knob(0, "steps between checkpoints; one comes at the end anyway")
+    max_lr: float = 6.25e-5  # peak learning rate
+    warmup: float = 0.002  # share of the steps until max_lr
+    dropout: float = 0.1  # pretraining sees a text once, tuning three times
+    weight_decay: float = 0.01  # AdamW's, on matrices and embeddings only
+    beta1: float = 0.9  # AdamW: decay of the running mean of gradients
+    beta2: float = 0.999  # AdamW: decay of the running mean of squared gradients
+    grad_clip: float = 1.0  # maximum gradient norm
+    seed: int = 1337  # of new rows, head, order of the items, dropout
+    save_every: int = 0  # steps between checkpoints, and one at the end; 0: about an epoch
+    keep_last: int = 1  # checkpoints to keep
 
-    @property
-    def log_dir(self):
-        """The name that a run's directory has elsewhere in this house."""
-        return self.out
+
+def check_config(config):
+    """UserError for settings that cannot work."""
+    check_least(config, 1, "epochs", "batch", "keep_last")
+    check_least(config, 0, "B", "save_every", "seed", "max_lr", "lm_weight", "weight_decay")
+    check_least(config, 1e-9, "grad_clip")
+    check_least(config, 1e-4, "temperature")
+    check_share(config, "warmup", "dropout", "beta1", "beta2")
+    check_most(config, MOST_SEED, "seed")
 
 
 # --demo: a model of the laptop's size learns with a higher rate, and its matmuls are too small for
@@ -206,9 +206,6 @@ class TunedGPT(GPT):
         self.n_vocab = n_vocab
         self.pad = config.vocab_size - 1  # the last of the marks
         self.embeds = task.name == "embed"
-        # the head that named the next token comes off: what forward gives is a vector for each
-        # token. (Its weight stays: it is also wte's)
-        self.lm_head = nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         if not self.embeds:
             k = max(1, len(task.labels))  # an output for each label; one for a score or an ending
@@ -222,7 +219,7 @@ class TunedGPT(GPT):
         -> scores (R, k), or, of embed, vectors (R, C) of length one; and the language-model loss of
         each row (R,) in nats a token, None unless with_lm
         """
-        hidden, _ = super().forward(ids)  # (R, N, C)
+        hidden = self.hidden(ids)  # (R, N, C)
         if self.embeds:
             # a later token has read more of the text, so it counts more: the t-th t times (SGPT,
             # section 3.1). Padding counts nothing
@@ -248,7 +245,7 @@ class TunedGPT(GPT):
         is_text = targets < self.n_vocab  # (R, N - 1): neither a mark nor padding
         # as in pretraining the choice is among the tokens of texts: the marks would come as strong
         # rivals, which have never been told that they are not meant
-        head = self.transformer.wte.weight[: self.n_vocab]
+        head = self.lm_head.weight[: self.n_vocab]
         logits = hidden[:, :-1][is_text] @ head.T  # (tokens, n_vocab)
         losses = F.cross_entropy(logits.float(), targets[is_text], reduction="none")
         row_of_token, _ = is_text.nonzero(as_tuple=True)
@@ -267,9 +264,8 @@ class TunedGPT(GPT):
         For others: of classify and entail what transformers loads as GPT2ForSequenceClassification,
         of embed what sentence-transformers loads. Raises OSError, or a UserError.
         """
-        weights = {}
-        for key, w in self.state_dict().items():
-            weights[key] = w.t() if key.endswith(train_gpt2.CONV1D) else w
+        weights = hugging_face.transposed(self.state_dict())
+        del weights["lm_head.weight"]  # the model there has no such head
         hugging_face.write_tuned(folder, self.config, weights, tokenizer, task, self.pad)
         # the marks come with the tokenizer, which puts them where write_rows does; embed has none
         save_tokenizer(tokenizer, folder, self.config.block_size, MARKS, task.name != "embed")
@@ -297,7 +293,7 @@ def start_model(saved, task, dropout=0.0, random_weights=False):
         known = weights["transformer.wte.weight"][:n_vocab]
         new = model.transformer.wte.weight.detach()[n_vocab:]
         weights["transformer.wte.weight"] = torch.cat((known, new))
-        del weights["lm_head.weight"]  # tied: it is wte's
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied
         model.load_state_dict(weights, strict=False)  # not strict: the new head is missing
     return model, tokenizer
 
@@ -311,7 +307,9 @@ def load_tuned(saved, dropout=0.0):
         raise UserError(f"{saved['path']} has {config.vocab_size} rows for {tokenizer.n_vocab} "
                         f"tokens and {len(MARKS)} marks: model and tokenizer do not fit")
     model = TunedGPT(config, tokenizer.n_vocab, task)
-    checkpoints.load_weights(model, saved["model"], saved["path"])
+    # older checkpoints lack lm_head, which is tied to wte
+    weights = {"lm_head.weight": saved["model"].get("transformer.wte.weight"), **saved["model"]}
+    checkpoints.load_weights(model, weights, saved["path"])
     return model.eval(), tokenizer, task
 
 
@@ -470,11 +468,11 @@ EVAL_ITEMS = 32  # in a batch
 
 
 @torch.no_grad()
-def score(model, examples, task, process):
+def score(model, examples, task, process, before_batch=None):
     """
     What the model says of each example -> in the first process, on its CPU: scores (n, answers),
-    with -inf where an item has fewer; of embed vectors (n, texts, C). In the others, and after a
-    signal, None.
+    with -inf where an item has fewer; of embed vectors (n, texts, C). In the others None.
+    before_batch: is called before each batch, in all processes.
     """
     longest = [longest_row(example) for example in examples]
     order = sorted(range(len(examples)), key=longest.__getitem__, reverse=True)
@@ -482,8 +480,8 @@ def score(model, examples, task, process):
     found = {}  # the number of an example: what the model says, a numpy array
     model.eval()
     for i in progress(range(0, len(batches), process.num_processes), "scoring", "fewer items"):
-        if process.stop_requested():
-            return None
+        if before_batch is not None:
+            before_batch()
         if i + process.rank >= len(batches):
             continue  # in the last round there is not one for each process
         numbers = batches[i + process.rank]
@@ -505,25 +503,19 @@ def score(model, examples, task, process):
     return pad_sequence(results, batch_first=True, padding_value=-math.inf)
 
 
-def evaluate(step, model, examples, task, process):
-    """The validation loss and the metrics of the task: printed and logged."""
-    results = score(model, examples, task, process)
+def evaluate(model, examples, task, config, process, run):
+    """The validation loss and the metrics of the task -> dict; None except in the first process"""
+    results = score(model, examples, task, process, run.end_if_any_process_stopped)
     model.train()
     if results is None:
-        return
+        return None
     if task.name == "embed":
         queries, passages = results.unbind(dim=1)
         keys = torch.tensor([example.keys for example in examples])
-        temperature = process.config.temperature
-        losses = contrastive_losses(queries, passages, keys, keys, 0, temperature)
+        losses = contrastive_losses(queries, passages, keys, keys, 0, config.temperature)
     else:
         losses = task_losses(task, results, examples)
-    val_loss = losses.mean().item()
-    found = {name: f"{value:.4f}" for name, value in
-             metrics.measure(task, examples, results).items()}
-    text = " | ".join(f"{name} {value}" for name, value in found.items())
-    print0(f"step {step:5d} | validation loss: {val_loss:.4f} | {text.replace('| error', '+-')}")
-    process.log.write(step, val=f"{val_loss:.4f}", **found)
+    return {"val": losses.mean().item(), **metrics.measure(task, examples, results)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -589,23 +581,25 @@ def check_same_run(checkpoint, task, data, config):
                         "a run")
 
 
-def prepare(task_name, config, given_flags):
-    """Which run is this? Its settings, items and weights -> Plan"""
-    if config.resume not in ("", "auto") and "out" not in given_flags:
-        config = replace(config, out=os.path.dirname(config.resume) or ".")
-    start = checkpoint = checkpoints.find(config)
+def prepare(task_name, typed):
+    """Which run is this? typed: the flags that were typed (dict) -> Plan"""
+    config = TuneConfig(**typed)
+    log_dir = config.log_dir
+    if config.resume not in ("", "auto") and "log_dir" not in typed:
+        log_dir = os.path.dirname(config.resume) or "."  # a run goes on where its checkpoint is
+    start = checkpoint = checkpoints.find(config.resume, log_dir)
     if checkpoint is None:
         start = find_start(config)
         if config.demo and start["config"]["n_embd"] < 256:
-            config = replace(config, **{**DEMO, **given_flags})
+            config = TuneConfig(**{**DEMO, **typed})
     else:
         old_task = read_task(checkpoint).name
         if old_task != task_name:
             raise UserError(f"{checkpoint['path']} is a run of {old_task}: it cannot go on as one "
                             f"of {task_name}")
-        gpt_config = GPTConfig(**checkpoint["config"])
-        _, config, _ = merge_settings(checkpoint, gpt_config, config, given_flags, {})
-    check_limits(config)
+        config = TuneConfig(**merge(checkpoint, typed, {}, TuneConfig))
+    config = replace(config, log_dir=log_dir, resume=checkpoint["path"] if checkpoint else "")
+    check_config(config)
     if task_name == "embed" and config.tune == "head":
         raise UserError("embed has no head to tune: try --tune=biases")
     train, val = load_items(task_name, config)
@@ -625,69 +619,55 @@ def prepare(task_name, config, given_flags):
 def print_choices(plan, steps, B, process):
     """The first lines of a run: what was chosen, and why; and what knowing nothing gives."""
     learning = sum(p.numel() for p in plan.model.parameters() if p.requires_grad)
-    print0(f"{process.card.kind}, {str(process.dtype)[6:]} ({process.reason}); "
+    print0(f"{process.card.kind}, {str(process.dtype)[6:]} ({process.dtype_reason}); "
            f"{len(plan.train)} items, {steps} steps of {plan.config.batch}, {B} at a time in "
            f"{process.num_processes} process(es); {learning:,} numbers learn")
     if process.rank == 0:
         print0(metrics.baseline(plan.task, plan.train, plan.val))
 
 
-def report_step(step, loss, lr, norm, dt, scaler, process):
-    """The line of a step, on the console and in the log; UserError if its numbers are none."""
-    # where gradients overflow float16 the scaler skips the step: that is no fault
-    if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
-        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}: try a smaller --max_lr")
-    print0(f"step {step:5d} | loss: {loss:.6f} | lr {lr:.4e} | norm: {norm:.4f} | "
-           f"dt: {dt * 1000:.2f}ms")
-    process.log.write(step, train=f"{loss:.6f}", lr=f"{lr:.4e}", norm=f"{norm:.4f}",
-                      dt=f"{dt * 1000:.2f}")
-
-
-def main(plan):
+def main(plan, run):
     # --- this process, its share of the items -----------------------------------------------------
     config, task, raw_model = plan.config, plan.task, plan.model
-    process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
+    # rows have many lengths: compiled code would be compiled again for each
+    machine = TrainConfig(device=config.device, dtype=config.dtype, compile=False)
+    process = setup_distributed(machine)
     block_size = plan.gpt_config.block_size
     train = make_examples(plan.train, task, plan.tokenizer, block_size, "items to learn from")
     val = make_examples(plan.val, task, plan.tokenizer, block_size, "items to measure on")
-    free = all_reduce(process.card.free, op=dist.ReduceOp.MIN)[0]  # on the fullest card
-    B, grad_accum_steps = choose_items(config, plan, train, process, free)
-    process.config = config  # from here on, what evaluate and report_stop ask
+    B, grad_accum_steps = choose_items(plan.gpt_config, config, task, train, process)
     epochs = range(1, config.epochs + 1)
     epoch_ends = [math.ceil(epoch * len(train) / config.batch) for epoch in epochs]  # in steps
     steps = epoch_ends[-1]
+    if plan.checkpoint is not None and plan.checkpoint["step"] > steps:
+        raise UserError(f"{plan.checkpoint['step']} steps are done, --epochs={config.epochs} are "
+                        f"{steps}")
+    config = replace(config, B=B, save_every=config.save_every or epoch_ends[0])
 
     # --- the model, what learns in it, and how ----------------------------------------------------
     raw_model.freeze(config.tune)
-    raw_model.to(process.device).train()
-    model = wrap_in_ddp(raw_model, process)
+    raw_model.train()
+    model = wrap_model(raw_model, machine, process)
     betas = (config.beta1, config.beta2)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr, betas)
     scaler = torch.amp.GradScaler(process.device.type, enabled=process.dtype == torch.float16)
-    start_step = 0
-    if plan.checkpoint is not None:
-        checkpoints.restore(plan.checkpoint, raw_model, optimizer, scaler)
-        start_step = plan.checkpoint["step"]
-        if start_step > steps:
-            raise UserError(f"{start_step} steps are done, --epochs={config.epochs} are {steps}")
-    train_config = {**asdict(config), "data_root": config.train or "input.txt", "max_steps": steps}
-    settings = start_log(plan, config.out, process, train_config=train_config,
-                         task=asdict(task), data=plan.data)
+    # plan.config goes into the checkpoints: a resumed run chooses B and save_every again
+    start_step = run.restore(config, process, plan.tokenizer, None, raw_model, optimizer, scaler,
+                             last_step=steps, train_config=asdict(plan.config),
+                             task=asdict(task), data=plan.data)
     print_choices(plan, steps, B, process)
 
     # --- the loop: `step` counts the updates done; saving and measuring come before the next one --
-    process.signals = catch_signals()
-    dt, stop, saved = 0.0, False, True
     for step in range(start_step, steps + 1):
-        save_now = stop or step in epoch_ends or is_due(step, config.save_every)
-        if save_now and step > start_step:
-            path = os.path.join(config.out, f"model_{step:05d}.pt")
-            saved = save_checkpoint(path, 1, dt, raw_model, optimizer, scaler=scaler.state_dict(),
-                                    step=step, position=step * config.batch, **settings)
-        if step in epoch_ends and not stop:
-            evaluate(step, raw_model, val, task, process)
-            stop = process.stop_requested()
-        if step == steps or stop:
+        run.turn(step, model=raw_model, optimizer=optimizer, scaler=scaler.state_dict(),
+                 position=step * config.batch)
+        run.end_if_any_process_stopped()
+        if step in epoch_ends:
+            with run.phase("measuring", "shorter texts or a smaller --model"):
+                values = evaluate(raw_model, val, task, config, process, run)
+            if process.rank == 0:
+                run.log(step, **values)
+        if step == steps:
             break
 
         # ============================== THE STEP ==============================
@@ -719,70 +699,47 @@ def main(plan):
         dt = time.perf_counter() - t0
         # ======================================================================
 
-        loss, signals = all_reduce(loss_accum / process.num_processes, len(process.signals))
-        stop = signals > 0  # then the next turn saves and ends
-        report_step(step, loss, lr, norm.item(), dt, scaler, process)
-    if stop:
-        report_stop(step, process)
-    elif saved and task.name == "embed":
-        print0(f'next: python play.py search {config.out} passages.jsonl "a question"')
-    elif saved:
-        print0(f"next: python finetune.py predict {config.out} items.jsonl")
-    if not saved or process.log.waiting:
-        raise UserError("the last checkpoint could not be saved, or the log", exit_code=1)
-
-
-@contextlib.contextmanager
-def orderly_end():
-    """What each command does at its end, whatever it is."""
-    try:
-        yield
-    except RuntimeError as e:  # out of memory, another process is gone
-        raise explain(e, 1, advice="a smaller --B, shorter texts, or a smaller model")
-    finally:
-        catch_signals(False)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        loss = sum_over_processes(loss_accum / process.num_processes)
+        run.log(step, train=loss, lr=lr, norm=norm.item(), dt=dt)
+    if not run.last_save_failed and task.name == "embed":
+        print0(f'next: python play.py search {config.log_dir} passages.jsonl "a question"')
+    elif not run.last_save_failed:
+        print0(f"next: python finetune.py predict {config.log_dir} items.jsonl")
 
 
 def tune(task_name, argv):
     """The command of each task. argv: its flags"""
-    config, given_flags = parse_flags(argv, __doc__, {}, TuneConfig)
-    keep_freed_memory()
-    read_ranks()  # only for its errors: fail before anything is loaded
-    plan = prepare(task_name, config, given_flags)
-    with orderly_end():
-        main(plan)
+    plan = prepare(task_name, parse(argv, __doc__, TuneConfig))
+    with Run(plan.config, plan.checkpoint) as record:
+        main(plan, record)
 
 
 # --------------------------------------------------------------------------------------------------
 # 8 at work
 
 
-@dataclass
+@dataclass(frozen=True)
 class PredictConfig:
-    out: str = knob("", "where the answers go: answers.jsonl, or answers.npy for embed")
-    device: str = knob("auto", "cuda, mps or cpu")
-    dtype: str = knob("auto", "of the matmuls",
-                      choices=("auto", "bfloat16", "float16", "float32"))
+    out: str = ""  # where the answers go: answers.jsonl, or answers.npy for embed
+    device: str = "auto"  # cuda, mps or cpu
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
 
 
 def predict(argv):
     """python finetune.py predict tuned items.jsonl --out=answers.jsonl"""
-    names = [word for word in argv if not word.startswith("--")]
-    flags = [word for word in argv if word.startswith("--")]
-    config, _ = parse_flags(flags, __doc__, {}, PredictConfig)
-    if len(names) != 2:
+    typed = parse(argv, __doc__, PredictConfig, words=True)
+    config = PredictConfig(**pick(PredictConfig, typed))
+    if len(typed["words"]) != 2:
         raise UserError("predict needs a tuned model and a file: python finetune.py predict tuned "
                         "items.jsonl --out=answers.jsonl")
-    check_limits(config)
-    model, tokenizer, task = load_tuned(load_model(names[0]))
-    items = read_items(names[1], task.name, with_answers=False)
+    name, path = typed["words"]
+    model, tokenizer, task = load_tuned(load_model(name))
+    items = read_items(path, task.name, with_answers=False)
     out = check_out(config.out, task)
-    with orderly_end():
+    with Run(config, None) as record, record.phase("scoring", "shorter texts or a smaller model"):
         process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
         model.to(process.device)
-        examples = make_examples(items, task, tokenizer, model.config.block_size, names[1])
+        examples = make_examples(items, task, tokenizer, model.config.block_size, path)
         scores = score(model, examples, task, process)
         if process.rank == 0:
             write_answers(out, task, items, scores)
@@ -811,7 +768,7 @@ def embed_texts(model, tokenizer, texts, process):
 def run(argv):
     names = f"{', '.join(TEXTS)} or predict"
     if not argv or argv[0].startswith("-"):
-        parse_flags(argv, __doc__, {}, TuneConfig)  # --help ends here
+        parse(argv, __doc__, TuneConfig)  # --help ends here
         raise UserError(f"name a task first: {names} (--help shows them)")
     command, *flags = argv
     if command == "predict":

@@ -39,13 +39,13 @@ import urllib.request
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, one_line, print_beside_bar, print_here, run_program
-from support.settings import check_limits, knob, parse_flags
+from support.settings import check_least, check_most, parse
 from support.shards import (check_directory, check_unmodified, count, describe_work, find_meta,
                             has_all, is_complete, last_modified, lock_part, meta_tokenizer,
                             new_meta, remove_abandoned, remove_half_written_shards, shard_name,
@@ -63,32 +63,33 @@ AHEAD_BYTES = 32_000_000
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ShardConfig:
     # the corpus: a dataset, or files
-    dataset: str = knob("HuggingFaceFW/fineweb-edu", "on the Hugging Face hub, or a directory")
-    name: str = knob("sample-10BT", "a part of it: sample-350BT, CC-MAIN-2024-10 (a crawl), ...",
-                     empty=True)
-    stream: bool = knob(True, "read it as it arrives; --no-stream: download it first, 50 GB")
-    files: str = knob("", "local files instead, 'data/*.jsonl': .txt, .jsonl, .jsonl.gz, .parquet")
-    text_key: str = knob("text", "where a row keeps its text")
-    strict: bool = knob(False, "end at a malformed row, which is otherwise skipped and counted")
+    dataset: str = "HuggingFaceFW/fineweb-edu"  # on the Hugging Face hub, or a directory
+    name: str = "sample-10BT"  # a part of it: sample-350BT, CC-MAIN-2024-10 (a crawl), ...
+    stream: bool = True  # read it as it arrives; --no-stream: download it first, 50 GB
+    files: str = ""  # local files instead, 'data/*.jsonl': .txt, .jsonl, .jsonl.gz, .parquet
+    text_key: str = "text"  # where a row keeps its text
+    strict: bool = False  # end at a malformed row, which is otherwise skipped and counted
     # the shards
-    tokenizer: str = knob("gpt2", "gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub")
-    out: str = knob("edu_fineweb10B", "the directory for the shards and meta.json")
-    shard_size: int = knob(100_000_000, "tokens in a shard: 200 MB", least=1, most=2**32)
-    max_shards: int = knob(0, "stop after this many; 0: the whole corpus", most=10**6)
-    val_tokens: int = knob(0, "validation tokens if the corpus is under two shards; 0: a tenth",
-                           most=2**32)
+    tokenizer: str = "gpt2"  # gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub
+    out: str = "edu_fineweb10B"  # the directory for the shards and meta.json
+    shard_size: int = 100_000_000  # tokens in a shard: 200 MB
+    max_shards: int = 0  # stop after this many; 0: the whole corpus
+    val_tokens: int = 0  # validation tokens if the corpus is under two shards; 0: a tenth
     # the work
-    part: str = knob("1/1", "k/n: make the k-th of n parts, each perhaps on a machine of its own")
-    workers: int = knob(0, "threads that tokenize; 0: one for each core", most=1024)
-    check: str = knob("", "make nothing, verify every byte of the shards in this directory")
+    part: str = "1/1"  # k/n: make the k-th of n parts, each perhaps on a machine of its own
+    workers: int = 0  # threads that tokenize; 0: one for each core
+    check: str = ""  # make nothing, verify every byte of the shards in this directory
 
 
 def check_config(config):
-    """One line and exit code 2 for values that cannot work. -> k, n of --part=k/n"""
-    check_limits(config)
+    """UserError for values that cannot work -> k, n of --part=k/n"""
+    check_least(config, 1, "shard_size")
+    check_least(config, 0, "max_shards", "val_tokens", "workers")
+    check_most(config, 2**32, "shard_size")
+    check_most(config, 1024, "workers")
     part = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
     k, n = (int(part[1]), int(part[2])) if part else (0, 0)
     if not 1 <= k <= n:
@@ -515,8 +516,7 @@ def check_space(config, meta, files):
 def make_shards(config):
     """Make the shards that are missing, or say that none are."""
     k, n = check_config(config)
-    if config.workers == 0:
-        config.workers = os.cpu_count()
+    config = replace(config, workers=config.workers or os.cpu_count())
     files = list_files(config.files) if config.files else None
     settings = describe_work(config, files)
     meta = find_meta(config.out, settings, k, n)
@@ -612,7 +612,8 @@ def report(config, meta, what):
 
 
 def main(argv):
-    config, _ = parse_flags(argv, __doc__, {}, ShardConfig)
+    # --name= is a dataset without parts
+    config = ShardConfig(**parse(argv, __doc__, ShardConfig, may_be_empty=("name",)))
     if config.check:
         problems = check_directory(config.check)
         if problems:

@@ -1,214 +1,77 @@
 """
-HellaSwag (Zellers et al. 2019, arXiv:1905.07830): four ways to go on, three of them written by a
-machine to look right to machines. A person picks the right one 96 times in 100; chance is 25.
+HellaSwag (Zellers et al. 2019, arXiv:1905.07830). Each item is the start of a text with four
+endings. One is real; the others were written by a language model, and chosen because they fooled
+other models. People pick the real one 96 times in 100; chance is 25.
 
-    python hellaswag.py --model=gpt2                # OpenAI's GPT-2, or gpt2-medium, ... gpt2-xl
+    python hellaswag.py --model=gpt2                # OpenAI's GPT-2, or gpt2-medium ... gpt2-xl
     python hellaswag.py --model=log/model_19073.pt  # a checkpoint, or a Hugging Face directory
     torchrun --standalone --nproc_per_node=8 hellaswag.py --model=gpt2-xl
 
-An item looks like this (one JSON object a line, 10,042 of them in the validation split):
+An item looks like this (one JSON object per line, 10,042 of them in the validation split):
 
     {"ctx": "A man is sitting on a roof. he", "label": 3,
      "endings": ["is using wrap to wrap a pair of skis.", "is ripping level tiles off.",
                  "is holding a rubik's cube.", "starts pulling up roofing on a roof."], ...}
 
-A model as small as GPT-2 124M cannot answer a multiple-choice question: it does not know what A, B,
-C, D are for. So we ask it for what it can do, completing text: how likely is each ending as the
-continuation of the context? The ending with the lowest loss is the answer. acc takes the sum of the
-losses of an ending's tokens; acc_norm takes their mean, which does not favour short endings, and is
-what the plots show.
+A model as small as GPT-2 124M cannot answer multiple-choice questions: it does not know what A, B,
+C and D are for. But it can complete text, so we ask how likely each ending is as a continuation of
+the context. The ending with the lowest loss is the answer. acc is the share of right answers if the
+loss of an ending is the sum over its tokens, which favours short endings; acc_norm, if it is the
+mean. train_gpt2.py logs acc_norm.
 
 Contents
-    1 the data         prepare_for and load_examples, which train_gpt2.py calls; iterate_examples
-    2 item by item     render_example, get_most_likely_row: what the numbers mean, to be read
-    3 many at a time   pack, make_batches, score, evaluate: the same numbers, faster
-The command line is play.py's.
+    1 item by item     Item, render_example, get_most_likely_row: what the numbers mean
+    2 many at a time   pack, make_batches, score, evaluate: the same numbers, faster
+    3 the program      prepare, load_items_in_all_processes (for train_gpt2.py); report, run
+support/hellaswag_file.py downloads and reads the file.
 """
-import contextlib
-import hashlib
-import json
+import functools
 import math
 import os
-import sys
-import urllib.request
-from typing import NamedTuple
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from support.attention import attention_for_any_shape
 from support.console import UserError, is_first_on_node, print0, progress, run_program
-from support.files import atomic_write, parse_json
-from support.tokenizer import check_start, gpt2_tokenizer
+from support.hellaswag_file import (NUM_ITEMS, download_examples, is_published, iterate_examples,
+                                    read_examples)
+from support.processes import orderly_end, sum_over_processes
+from support.settings import check_least, parse
+from support.tokenizer import gpt2_tokenizer
 
-URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
-SHA256 = {"val": "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"}
-NUM_ITEMS = 10_042  # of the validation split: the accuracy on a part of them is another figure
-DATA_DIR = "hellaswag"
-# acc, acc_norm of OpenAI's models on all 10,042 items, scored as here; play.py prints them
+# acc, acc_norm of OpenAI's models on all 10,042 items of the validation split
 PUBLISHED = {"gpt2": (0.2859, 0.2955), "gpt2-xl": (0.3842, 0.4893)}
 
 # --------------------------------------------------------------------------------------------------
-# 1 the data
-
-
-def download(split, data_dir=DATA_DIR):
-    """
-    The path of hellaswag_{split}.jsonl, fetched first if it is not there. Raises OSError if it is
-    not available, or if the file, found or fetched, is not the published one: a part of it would
-    be another benchmark.
-    """
-    path = os.path.join(data_dir, f"hellaswag_{split}.jsonl")
-    if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would keep us waiting for ever
-        raise OSError(f"{path} is not a file: move it away")
-    if not os.path.isfile(path):
-        with urllib.request.urlopen(URL.format(split=split), timeout=30) as reply:
-            data = reply.read()
-            expected = int(reply.headers.get("Content-Length", len(data)))
-            if reply.status != 200 or len(data) != expected:
-                raise OSError(f"{reply.url} sent {len(data)} bytes with status {reply.status}")
-        check(data, split, reply.url)
-        os.makedirs(data_dir, exist_ok=True)
-        with atomic_write(path) as f:
-            f.write(data)
-    with open(path, "rb") as f:
-        check(f.read(), split, path)
-    return path
-
-
-def check(data, split, name):
-    """Raise OSError unless these bytes are the published file of the split."""
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256.get(split, found):  # a split whose checksum we do not know is taken as it is
-        raise OSError(f"{name} is not the published file (sha256 {found[:12]}...): delete it")
-
-
-def is_published(path):
-    """Is it, byte for byte, the published validation split? Raises OSError if it cannot be read."""
-    with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest() == SHA256["val"]
-
-
-def iterate_examples(split="val", data_dir=DATA_DIR):
-    """Yield the items of a split, dicts with ctx, endings and label. Raises OSError (download)."""
-    yield from read_examples(download(split, data_dir))
-
-
-def is_example(example):
-    """
-    Is it a HellaSwag item? KeyError or TypeError if an entry is missing or of an odd type,
-    ValueError if a text has half of a surrogate pair, which JSON can spell and no tokenizer knows.
-    """
-    texts = [example["ctx"], *example["endings"]]
-    right_types = isinstance(example["endings"], list) and all(isinstance(t, str) for t in texts)
-    if right_types:
-        "".join(texts).encode()
-    return right_types and len(texts) == 5 and "" not in texts and example["label"] in range(4)
-
-
-def read_examples(path):
-    """Yield the items of a .jsonl file. Any other line is a UserError."""
-    with open(path, "rb") as f:
-        check_start(f.peek(1000)[:1000], path)  # a .gz or UTF-16 is named
-        for number, line in enumerate(f, 1):
-            try:
-                example = parse_json(line.decode())
-                ok = is_example(example)
-            except (ValueError, TypeError, KeyError):
-                ok = False
-            if not ok:
-                raise UserError(f"{path}, line {number}: not a HellaSwag item: one is JSON in "
-                                "UTF-8, with ctx, four endings and a label from 0 to 3")
-            yield example
-
-
-def load_examples(data_dir=DATA_DIR):
-    """
-    The validation items as a list, empty if this machine has not all of them. (prepare downloads
-    them.)
-    """
-    path = os.path.join(data_dir, "hellaswag_val.jsonl")
-    hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")  # written by download_from_hub
-    with contextlib.suppress(OSError):  # a damaged file is as good as none; prepare says so
-        if os.path.isfile(path):
-            return list(iterate_examples("val", data_dir))
-    items = list(read_examples(hub)) if os.path.isfile(hub) else []
-    return items if len(items) == NUM_ITEMS else []
-
-
-def prepare(data_dir=DATA_DIR):
-    """
-    Make sure that load_examples finds the validation items: from their authors' repository, or else
-    from Hugging Face. For one process of each machine, before it meets the others. If both fail, a
-    warning: training goes on without HellaSwag.
-    """
-    if load_examples(data_dir):
-        return
-    hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
-    if os.path.exists(hub):
-        print(f"{hub} has not all {NUM_ITEMS:,} items: it is not used, they are downloaded again",
-              flush=True)
-    try:
-        download("val", data_dir)
-    except OSError as first:
-        try:
-            download_from_hub(data_dir)
-        except Exception as second:  # no network, no such package: each has its own
-            print(f"warning: no HellaSwag in this run: {first}; second source: "
-                  f"{type(second).__name__}", flush=True)
-
-
-def prepare_for(tokenizer):
-    """Call prepare in one process of each machine -> False if the tokenizer is not GPT-2's"""
-    if tokenizer.spec["name"] != "gpt2":
-        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
-        return False
-    if is_first_on_node():
-        prepare()
-    return True
-
-
-def download_from_hub(data_dir=DATA_DIR):
-    """Hugging Face's copy, Rowan/hellaswag -> hellaswag_val_hub.jsonl. Or an exception."""
-    # ask first whether it can be reached: the library would try six times, for half a minute
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    page = f"{hub}/datasets/Rowan/hellaswag/resolve/main/README.md"
-    urllib.request.urlopen(page, timeout=30).close()
-    from datasets import load_dataset
-    rows = load_dataset("Rowan/hellaswag", split="validation")
-    if len(rows) != NUM_ITEMS:
-        raise OSError(f"Rowan/hellaswag has {len(rows)} items, not {NUM_ITEMS:,}")
-    os.makedirs(data_dir, exist_ok=True)
-    path = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
-    with atomic_write(path, "w", encoding="utf-8") as f:
-        for row in rows:
-            example = {"ctx": row["ctx"], "endings": row["endings"], "label": int(row["label"])}
-            f.write(json.dumps(example) + "\n")
-
-
-# --------------------------------------------------------------------------------------------------
-# 2 item by item: what the numbers mean
+# 1 item by item: what the numbers mean. To be read: the program uses section 2, and
+# tests/test_hellaswag.py checks that both agree
 
 
 class Item(NamedTuple):
-    """An item in tokens."""
-    context: list  # ids
-    endings: list  # four lists of ids
+    """An item as token ids."""
+    context: list[int]
+    endings: list[list[int]]  # four
     label: int  # the right ending, 0 to 3
 
 
 def tokenize_example(example):
-    """A line of the file -> Item"""
+    """A line of the file (dict) -> Item"""
     encode = gpt2_tokenizer().encode
-    # the space goes with the ending: in GPT-2's vocabulary a word's token begins with it, " he"
+    # the space belongs to the ending: in GPT-2's vocabulary a word's token starts with it, " he"
     endings = [encode(" " + ending) for ending in example["endings"]]
     return Item(encode(example["ctx"]), endings, example["label"])
 
 
 def render_example(example):
     """
-    An item as the four rows that a model is shown. -> data (dict, for the curious), tokens (4, N)
-    int64, mask (4, N) int64, 1 where a token belongs to an ending, label (int).
+    A line of the file (dict) as the four rows that a model reads -> data (dict with the ids, as in
+    the lecture), tokens (4, N), mask (4, N), 1 where a token belongs to an ending, label (int)
     """
     item = tokenize_example(example)
     start = len(item.context)
@@ -216,7 +79,7 @@ def render_example(example):
     tokens = torch.zeros((4, N), dtype=torch.long)
     mask = torch.zeros((4, N), dtype=torch.long)
     for i, ending in enumerate(item.endings):
-        # a shorter row is padded on the right. This is exact: attention is causal, so no scored
+        # shorter rows are padded on the right. This is exact: attention is causal, so no scored
         # token sees the padding
         end = start + len(ending)
         tokens[i, :end] = torch.tensor(item.context + ending)
@@ -226,213 +89,293 @@ def render_example(example):
 
 
 def score_rows(tokens, mask, logits):
-    """(4, N), (4, N), (4, N, V) -> the sum of each ending's losses (4,), and their mean (4,)"""
+    """tokens, mask (4, N), logits (4, N, V) -> sums (4,), means (4,) of each ending's losses"""
     # position i predicts token i + 1: drop the last prediction and the first token
-    predictions = logits[:, :-1].flatten(0, 1).float()
-    losses = F.cross_entropy(predictions, tokens[:, 1:].flatten(), reduction="none")
-    losses = losses.view(tokens.size(0), -1) * mask[:, 1:]  # (4, N-1), zero outside the ending
+    predictions = logits[:, :-1].float().transpose(1, 2)  # (4, V, N-1)
+    in_ending = mask[:, 1:]
+    losses = F.cross_entropy(predictions, tokens[:, 1:], reduction="none") * in_ending  # (4, N-1)
     sums = losses.sum(dim=1)
-    return sums, sums / mask[:, 1:].sum(dim=1)
+    return sums, sums / in_ending.sum(dim=1)
 
 
 def get_most_likely_row(tokens, mask, logits):
-    """The ending with the lowest mean loss, the model's answer by acc_norm -> 0 to 3"""
+    """The ending with the lowest mean loss: the model's answer by acc_norm -> 0 to 3"""
     _, means = score_rows(tokens, mask, logits)
     return means.argmin().item()
 
 
 # --------------------------------------------------------------------------------------------------
-# 3 many at a time: the same numbers, faster
+# 2 many at a time: the same numbers, faster
 #
 # The four endings share their context, so an item becomes one row: the context once, then the
-# endings side by side. Four plain rows have 2.3 times as many tokens. With the context A B C and
-# two endings, d e f and g h:
+# endings side by side. (Four separate rows would have 2.3 times as many tokens.) With the context
+# A B C and two endings, d e f and g h:
 #
-#     ids             A B C  d e  g        the last token of an ending predicts nothing: left out
-#     position_ids    0 1 2  3 4  3        where a token stands in its text
-#     part            0 0 0  1 1  2        0: the context; 1 and 2: the endings
-#     predicts            d  e f  h        C predicts g, too
+# for each token of the row
+#     index           0 1 2  3 4  5
+#     ids             A B C  d e  g    without f and h: the last token of an ending predicts nothing
+#     position_ids    0 1 2  3 4  3    position in its own text
+#     part            . . .  0 0  1    which ending it belongs to; . is the context
 #
-#     A may look at   A                    a token looks at the context and at its own ending, up
-#     B               A B                  to itself
-#     C               A B C
-#     d               A B C  d
-#     e               A B C  d e
-#     g               A B C       g
+# for each predicted token
+#     targets         d e f  g h
+#     predicted_by    2 3 4  2 5       index of the token that predicts it: C predicts both d and g
+#
+# A token attends to the context and to its own ending, up to itself: d to A B C d, g to A B C g.
 
-# Tokens in a batch. On CUDA enough to fill a card; on a CPU what its caches hold: 6.1 items/s with
-# 512, 5.0 with 4096 (124M, 2 cores)
+CONTEXT, PADDING = -1, -2  # values of part that are no endings
+
+# tokens in a batch: a GPU needs many to be busy; a CPU is faster while they fit its caches
 BATCH_TOKENS = {"cuda": 16384, "cpu": 512, "mps": 512}
-# Logits are by far the largest tensor: for this many positions they take 0.8 GB in float32
-BATCH_POSITIONS = 4096
+# predicted tokens in a batch: their logits, by far the largest tensor, take 0.4 GB in 16 bits
+BATCH_PREDICTIONS = 4096
 
 
 class Row(NamedTuple):
-    """An item as a row. The first three lists have an entry for each token of the row."""
-    number: int  # of the item
+    """An item as one row."""
+    number: int  # which item
+    # for each token of the row
     ids: list
     position_ids: list
-    part: list
-    # and these for each predicted token
-    before: list  # the index of the token that predicts it
+    part: list  # 0 to 3 for the endings, or CONTEXT
+    # for each predicted token, ending by ending
     targets: list  # its id
-    ending: list  # the ending that it belongs to, 0 to 3
+    predicted_by: list  # index, in the row, of the token that predicts it
 
 
 def pack(number, item, block_size):
     """Item -> Row"""
-    # a text that is longer than the context window loses its beginning. + 1: an ending's last token
-    # is not shown. At least one token stays, which cut_endings leaves room for: it predicts the
-    # first ones of the endings
+    # the context gets what the longest ending leaves, at least 1 after truncate_endings. + 1,
+    # because an ending's last token is not in the row
     room = block_size + 1 - max(map(len, item.endings))
     context = item.context[-room:]
-    C = len(context)
-    row = Row(number, ids=list(context), position_ids=list(range(C)), part=[0] * C,
-              before=[], targets=[], ending=[])
+    n = len(context)
+    row = Row(number, ids=list(context), position_ids=list(range(n)), part=[CONTEXT] * n,
+              targets=[], predicted_by=[])
     for e, ending in enumerate(item.endings):
-        start = len(row.ids)
-        shown = len(ending) - 1
-        row.before.extend([C - 1, *range(start, start + shown)])  # the context predicts the first
+        inputs = ending[:-1]
+        places = range(len(row.ids), len(row.ids) + len(inputs))  # of its tokens in the row
         row.targets.extend(ending)
-        row.ending.extend([e] * len(ending))
-        row.ids.extend(ending[:-1])
-        row.position_ids.extend(range(C, C + shown))
-        row.part.extend([e + 1] * shown)
+        # the last token of the context predicts the first of the ending, then each one the next
+        row.predicted_by.extend([n - 1, *places])
+        row.ids.extend(inputs)
+        row.position_ids.extend(range(n, n + len(inputs)))
+        row.part.extend([e] * len(inputs))
     return row
 
 
-def cut_endings(items, block_size):
+def truncate_endings(items, block_size):
     """
-    Of an ending that alone is longer than the context window, which no item of the validation split
-    has at GPT-2's 1024, the last block_size tokens are scored. -> Items
+    Cut endings to their last block_size tokens, and say so. Never needed at GPT-2's 1024, but for
+    models with a small context. -> list of Item
     """
-    too_long = 0
-    fitting = []
-    for item in items:
-        too_long += max(map(len, item.endings)) > block_size
-        endings = [ending[-block_size:] for ending in item.endings]
-        fitting.append(item._replace(endings=endings))
-    if too_long:
-        print0(f"HellaSwag: {too_long} of {len(items)} items have endings of more than "
-               f"{block_size} tokens, the model's context: of these only the last ones count")
-    return fitting
+    num_cut = sum(max(map(len, item.endings)) > block_size for item in items)
+    if num_cut:
+        print0(f"HellaSwag: {num_cut} of {len(items)} items have endings of more than {block_size} "
+               "tokens, the model's context: only their last tokens count")
+    return [item._replace(endings=[ending[-block_size:] for ending in item.endings])
+            for item in items]
+
+
+def fits(batch, batch_tokens):
+    """May these rows be one batch? The first is the longest, and the others are padded to it."""
+    predictions = sum(len(row.targets) for row in batch)
+    return len(batch) * len(batch[0].ids) <= batch_tokens and predictions <= BATCH_PREDICTIONS
 
 
 def make_batches(items, batch_tokens, block_size):
     """
-    Rows of about the same length together, so that there is little padding. A batch has at most
-    batch_tokens tokens, padding included, and BATCH_POSITIONS predicted ones, so that memory is
-    bounded whatever the items; a larger item is a batch of its own. -> lists of Row
+    Rows of similar length together, so that there is little padding. A row too large for a batch is
+    a batch of its own. -> list of lists of Row
     """
     rows = [pack(number, item, block_size) for number, item in enumerate(items)]
-    rows.sort(key=row_length, reverse=True)  # the longest first: if memory runs out, then at once
+    # the longest first, so that a lack of memory shows at once
+    rows.sort(key=lambda row: len(row.ids), reverse=True)
     batches = []
-    positions = 0
     for row in rows:
-        positions += len(row.targets)
-        is_full = True
-        if batches:
-            # if this row joined: all are padded to the first, which is the longest
-            tokens = (len(batches[-1]) + 1) * row_length(batches[-1][0])
-            is_full = tokens > batch_tokens or positions > BATCH_POSITIONS
-        if is_full:
-            batches.append([])
-            positions = len(row.targets)
-        batches[-1].append(row)
+        if batches and fits([*batches[-1], row], batch_tokens):
+            batches[-1].append(row)
+        else:
+            batches.append([row])
     return batches
 
 
-def row_length(row):
-    return len(row.ids)
+def attend_to_own_text(part):
+    """part (B, N), as in Row, or PADDING -> attention for GPT.hidden: each text sees itself"""
+    N = part.size(1)
+    in_context = part[:, None, :] == CONTEXT  # (B, 1, N)
+    same_part = part[:, None, :] == part[:, :, None]  # (B, N, N)
+    causal = torch.ones(N, N, dtype=torch.bool, device=part.device).tril()
+    # mask[b, 0, i, j]: may token i attend to token j?
+    mask = ((in_context | same_part) & causal)[:, None]  # (B, 1, N, N)
 
-
-def pad(lists, padding, device):
-    """Lists of ids, the first one the longest -> (number of lists, its length)"""
-    N = len(lists[0])
-    # on the right, which is exact: attention is causal, so no scored token sees what stands there
-    return torch.tensor([ids + [padding] * (N - len(ids)) for ids in lists], device=device)
+    def attend(layer, q, k, v):
+        with attention_for_any_shape():  # without kernels that prepare for each new shape
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return attend
 
 
 def batch_losses(model, batch, device):
-    """The loss of each predicted token of a batch, row after row -> (n,), on the CPU, in float64"""
-    ids = pad([row.ids for row in batch], 0, device)  # (B, N)
-    position_ids = pad([row.position_ids for row in batch], 0, device)
-    part = pad([row.part for row in batch], -1, device)
-    B, N = ids.size()
-    # (B, N, N): the token of the second dimension looks at that of the third
-    in_context = part[:, None, :] == 0
-    in_own_ending = part[:, None, :] == part[:, :, None]
-    past = torch.ones(N, N, dtype=torch.bool, device=device).tril()
-    attention_mask = ((in_context | in_own_ending) & past)[:, None]  # (B, 1, N, N)
-    positions = [i * N + t for i, row in enumerate(batch) for t in row.before]
-    positions = torch.tensor(positions, device=device)  # (n,), among all B*N
-    targets = torch.tensor([t for row in batch for t in row.targets], device=device)
-    # no other logits are ever made
-    with attention_for_any_shape():
-        logits, _ = model(ids, positions=positions, position_ids=position_ids,
-                          attention_mask=attention_mask)  # (n, V)
+    """Loss of each predicted token, row after row -> (n,), on the CPU"""
+    def pad(lists, value):
+        rows = [torch.tensor(ids) for ids in lists]
+        return pad_sequence(rows, batch_first=True, padding_value=value).to(device)  # (B, N)
+    ids = pad([row.ids for row in batch], 0)
+    position_ids = pad([row.position_ids for row in batch], 0)
+    part = pad([row.part for row in batch], PADDING)
+    x = model.hidden(ids, position_ids, attend_to_own_text(part))  # (B, N, C)
+    rows = torch.tensor([i for i, row in enumerate(batch) for _ in row.targets])  # (n,)
+    places = torch.tensor([place for row in batch for place in row.predicted_by])
+    targets = torch.tensor([token for row in batch for token in row.targets], device=device)
+    logits = model.lm_head(x[rows.to(device), places.to(device)])  # (n, V), not (B, N, V)
     losses = []
-    # .float() and cross_entropy each make a float32 copy, so a few rows at a time
+    # .float() and cross_entropy each make a float32 copy, so 256 predictions at a time
     for some_logits, some_targets in zip(logits.split(256), targets.split(256), strict=True):
         losses.append(F.cross_entropy(some_logits.float(), some_targets, reduction="none"))
-    return torch.cat(losses).cpu().double()
+    return torch.cat(losses).cpu().double()  # float64: sums do not depend on the order
 
 
 @torch.no_grad()
-def score(model, items, process, batch_tokens):
+def score(model, items, process, batch_tokens, before_batch=None):
     """
-    What every ending costs. model: a GPT as it is, neither compiled nor wrapped, for it sees many
-    shapes. process: its rank, num_processes, device, autocast and stop_requested()
-    -> sums (n, 4) and means (n, 4) of the losses, on the CPU, in float64, nan for the items that
-    other processes do; or None, if one was asked to stop
+    The losses of the endings. Items that fall to other processes stay 0.
+        model         a plain GPT, neither compiled nor in DDP, because it sees many shapes
+        process       rank, num_processes, device and autocast
+        before_batch  called before each batch, in all processes
+    -> sums (n, 4), means (n, 4), and which items this process has scored (n,), on the CPU
     """
-    items = cut_endings(items, model.config.block_size)
+    items = truncate_endings(items, model.config.block_size)
     batches = make_batches(items, batch_tokens, model.config.block_size)
-    my_batches = batches[process.rank :: process.num_processes]
-    # the same number of batches in each process, since a sharded model computes with the others: a
-    # process that is one short does the first batch, too, and throws the result away
-    most = math.ceil(len(batches) / process.num_processes)
-    spare = batches[:1] if len(my_batches) < most else []
     sums = torch.zeros(len(items), 4, dtype=torch.float64)
-    mine = torch.zeros(len(items), dtype=torch.bool)
-    advice = "--no-hellaswag or a larger --eval_every"
-    with process.autocast:  # around all batches: the weights are cast once
-        for batch in progress(my_batches + spare, "HellaSwag", advice):
-            if process.stop_requested():
-                return None
+    scored = torch.zeros(len(items), dtype=torch.bool)
+    # in each round every process takes a batch. All take part, as a sharded model needs all of
+    # them: with no batch left, compute the first one and count nothing
+    rounds = range(0, len(batches), process.num_processes)
+    with process.autocast:  # around all batches: it keeps its 16-bit weights until it ends
+        for first in progress(rounds, "HellaSwag", if_slow="--limit (in training --no-hellaswag)"):
+            if before_batch is not None:
+                before_batch()
+            mine = first + process.rank
+            has_batch = mine < len(batches)
+            batch = batches[mine if has_batch else 0]
             losses = batch_losses(model, batch, process.device)
-            if batch in spare:
-                continue
-            numbers = torch.tensor([row.number for row in batch for _ in row.targets])
-            endings = torch.tensor([e for row in batch for e in row.ending])
-            sums.index_put_((numbers, endings), losses, accumulate=True)
-            mine[numbers] = True
-    sums[~mine] = torch.nan
-    counts = torch.tensor([[len(ending) for ending in item.endings] for item in items])
-    return sums, sums / counts
+            if has_batch:
+                lengths = [len(ending) for row in batch for ending in items[row.number].endings]
+                ending_sums = torch.stack([part.sum() for part in losses.split(lengths)])
+                numbers = [row.number for row in batch]
+                sums[numbers] = ending_sums.view(-1, 4)
+                scored[numbers] = True
+    lengths = torch.tensor([[len(ending) for ending in item.endings] for item in items])
+    return sums, sums / lengths, scored
 
 
-def evaluate(model, items, process, batch_tokens=None):
+def evaluate(model, items, process, before_batch=None, batch_tokens=None):
     """
-    How many of this process's items the model gets right, by the sum of the losses (acc) and by
-    their mean (acc_norm) -> two ints, to be added up over all processes; None if asked to stop
+    Number of this process's items that the model gets right, by the sum of the losses (acc) and by
+    their mean (acc_norm) -> two ints, to be summed over all processes
     """
-    if batch_tokens is None:
-        batch_tokens = BATCH_TOKENS[process.device.type]
     was_training = model.training
     model.eval()
-    scores = score(model, items, process, batch_tokens)
+    batch_tokens = batch_tokens or BATCH_TOKENS[process.device.type]
+    sums, means, scored = score(model, items, process, batch_tokens, before_batch)
     model.train(was_training)
-    if scores is None:
-        return None
     labels = torch.tensor([item.label for item in items])
-    right = []
-    for losses in scores:  # the sums, then the means
-        measured = ~losses.isnan().any(dim=1)
-        right.append(int(((losses.argmin(dim=1) == labels) & measured).sum()))
-    return tuple(right)
+
+    def num_correct(losses):
+        return int((losses.argmin(dim=1) == labels)[scored].sum())
+    return num_correct(sums), num_correct(means)
+
+
+# --------------------------------------------------------------------------------------------------
+# 3 the program
+
+
+def prepare(tokenizer):
+    """Download the items, in one process of each machine, before the processes meet."""
+    if tokenizer.spec["name"] != "gpt2":
+        print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
+    elif is_first_on_node():
+        download_examples()
+
+
+def load_items_in_all_processes(tokenizer):
+    """All must call this -> list of Item; [] in all if one has none: else they would wait for it"""
+    if tokenizer.spec["name"] != "gpt2":  # prepare has printed why
+        return []
+    items = [tokenize_example(example) for example in iterate_examples()]
+    processes_without = sum_over_processes(len(items) == 0)
+    return items if processes_without == 0 else []
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = ""  # gpt2 ... gpt2-xl, a checkpoint, a run's directory or a Hugging Face directory
+    data: str = ""  # a .jsonl file with items, instead of the published validation split
+    limit: int | None = None  # measure only the first `limit` items
+    batch_tokens: int | None = None  # tokens in a batch; None: what suits the device
+    device: str = "auto"  # cuda, mps or cpu
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
+
+
+def report(name, acc, acc_norm, n, is_validation_split):
+    """
+    What was measured, how certain it is, and what OpenAI's models reach -> text. acc, acc_norm:
+    shares of n items; is_validation_split: are these the published ones?
+    """
+    standard_error = math.sqrt(acc_norm * (1 - acc_norm) / n)  # of a share of n items
+    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {standard_error:.4f} (standard "
+             f"error), n {n}"]
+    for model, (their_acc, their_norm) in PUBLISHED.items():
+        line = f"published, {model}: acc {their_acc:.4f}, acc_norm {their_norm:.4f}"
+        if not is_validation_split or n != NUM_ITEMS:
+            line += f", on all {NUM_ITEMS:,} items: not these, so not comparable"
+        elif standard_error > 0:  # 0 if all answers are right, or all wrong
+            distance = (acc_norm - their_norm) / standard_error
+            line += f": this model is {distance:+.1f} standard errors from it"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def measure(config, train_gpt2):
+    """Print a model's acc and acc_norm. train_gpt2: the module, see run"""
+    if not config.data and is_first_on_node():  # the others wait for it in setup_distributed
+        download_examples()
+    process = train_gpt2.setup_distributed(
+        train_gpt2.TrainConfig(device=config.device, dtype=config.dtype))
+    saved = train_gpt2.load_model(config.model)
+    if saved["tokenizer"]["name"] != "gpt2":
+        raise UserError(f"{config.model} has another tokenizer than GPT-2's: its losses per token "
+                        "cannot be compared")
+    model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
+    model.load_state_dict(saved["model"])
+    model.eval().to(process.device)
+    examples = read_examples(config.data) if config.data else iterate_examples()
+    items = [tokenize_example(example) for example in islice(examples, config.limit)]
+    if not items:
+        raise UserError("no HellaSwag items: give a file with --data", who="me")
+
+    t0 = time.time()
+    counts = evaluate(model, items, process, batch_tokens=config.batch_tokens)
+    acc, acc_norm = (sum_over_processes(count) / len(items) for count in counts)
+    is_validation_split = not config.data or is_published(config.data)
+    print0(report(config.model, acc, acc_norm, len(items), is_validation_split))
+    dtype = str(process.dtype).removeprefix("torch.")
+    print0(f"{time.time() - t0:.1f}s on {process.num_processes} x {process.device.type}, {dtype} "
+           f"({process.dtype_reason})")
+
+
+def run(train_gpt2, argv):
+    """The command line. train_gpt2: that module, which imports this one and so is handed over"""
+    config = Config(**parse(argv, __doc__, Config))
+    if not config.model:
+        raise UserError("--model is missing: try --model=gpt2")
+    check_least(config, 1, "limit", "batch_tokens")
+    if config.data and not os.path.isfile(config.data):
+        raise UserError(f"--data={config.data}: there is no such file")
+    with orderly_end("HellaSwag", "a smaller --batch_tokens"):
+        measure(config, train_gpt2)
 
 
 if __name__ == "__main__":
-    import play  # the command line; here only, since it imports this file
-    run_program(play.main, ["hellaswag", *sys.argv[1:]])
+    import train_gpt2
+    run_program(functools.partial(run, train_gpt2))

@@ -8,10 +8,10 @@ The numbers come from three small functions, which serve a notebook as well:
     import look, play
     model, tokenizer, _ = play.load("log/model_03921.pt")
     ids = tokenizer.encode("To be, or not to be")
-    look.surprise(model, ids)                    # what each token cost, in nats
-    for logits in look.logit_lens(model, ids):   # what each layer would say
+    look.surprise(model, ids)                    # the loss of each token, in nats
+    for logits in look.logit_lens(model, ids):   # what each layer would predict
         print(tokenizer.decode(logits.argmax(dim=1).tolist()))
-    for weights in look.attention(model, ids):   # where the heads of each block look
+    for weights in look.attention(model, ids):   # where the heads of each block attend
         print(weights.argmax(dim=2))
 
 Contents
@@ -21,8 +21,8 @@ Contents
 How the page looks, and what it does when you point at something, is in assets/look.html.
 
 Letters in the comments on shapes: T tokens, C channels, nh heads, hs = C / nh, V rows of the
-vocabulary. Some of these rows are padding (GPTConfig.vocab_size). A cost counts them, as the loss
-in training does; what a model expects, and the rank of what came, are about real tokens only.
+vocabulary. Some of these rows are padding (GPTConfig.vocab_size). They count in a cost, as they do
+in the training loss; expected tokens and ranks are about real tokens only.
 """
 import base64
 import json
@@ -37,15 +37,15 @@ from support.files import asset
 from support.tokenizer import token_bytes
 
 # -------------------------------------------------------------------------------------------------
-# 1 the numbers. In all of them ids is a list of at most block_size ids, and the model is in eval
-# mode: dropout would make other numbers each time
+# 1 the numbers. ids is always a list of at most block_size ids, and the model is in eval mode, or
+# dropout would change the numbers each time
 
 
 @torch.no_grad()
 def residual_stream(model, ids):
     """
-    Yield the residual stream, (T, C): first the sum of the two embeddings, then what it is after
-    each block. n_layer + 1 tensors, of which the last one goes to ln_f and the head.
+    Yield the residual stream, (T, C): first the sum of the two embeddings, then the stream after
+    each block. n_layer + 1 tensors; the last one goes to ln_f and the head.
     """
     idx = torch.tensor([ids], device=model.lm_head.weight.device)  # (1, T)
     positions = torch.arange(len(ids), device=idx.device)
@@ -59,9 +59,9 @@ def residual_stream(model, ids):
 @torch.no_grad()
 def surprise(model, ids):
     """
-    What each token cost after the ones before it, -ln p, in nats -> (T-1,), for the first token
-    has nothing before it. The mean is the validation loss of this text. One id more than
-    block_size will do: nothing comes after the last one.
+    The cost of each token given the tokens before it, -ln p, in nats -> (T-1,), because the first
+    token has nothing before it. The mean is the validation loss on this text. ids may have one id
+    more than block_size: the last one is only predicted.
     """
     idx = torch.tensor([ids], device=model.lm_head.weight.device)  # (1, T)
     logits, _ = model(idx[:, :-1])  # (1, T-1, V)
@@ -71,12 +71,12 @@ def surprise(model, ids):
 @torch.no_grad()
 def logit_lens(model, ids):
     """
-    Yield logits (T, V): what the model would say if the stream ended here, at the embeddings and
-    after each block. n_layer + 1 tensors; the last one is what it does say. (The idea is
-    nostalgebraist's, "interpreting GPT: the logit lens", 2020.)
+    Yield logits (T, V): what the model would predict if the stream ended here, after the embeddings
+    and after each block. n_layer + 1 tensors; the last one is the model's real prediction. (The
+    idea is nostalgebraist's, "interpreting GPT: the logit lens", 2020.)
     """
-    # the blocks only ever add to the stream, so each of its states is in the head's language,
-    # more or less
+    # the blocks only ever add to the stream, so the head can read its earlier states, too, more or
+    # less
     for x in residual_stream(model, ids):
         yield model.lm_head(model.transformer.ln_f(x))
 
@@ -84,24 +84,28 @@ def logit_lens(model, ids):
 @torch.no_grad()
 def attention(model, ids):
     """
-    Yield for each block how its heads spread their attention, (nh, T, T): the token of the second
-    dimension looks at those of the third, and its weights sum to 1.
+    How the heads of each block spread their attention -> list of n_layer tensors (nh, T, T): token
+    i of the second dimension attends to token j of the third, and its weights sum to 1. The largest
+    thing here: 0.6 GB for GPT-2 124M and 1,024 tokens.
     """
-    T = len(ids)
-    # with the blocks first, zip ends without running the last one
-    for block, x in zip(model.transformer.h, residual_stream(model, ids), strict=False):
-        # flash attention never makes these weights: here they are computed again from q and k
-        q, k, _ = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=1)  # (T, C) each
-        q = q.view(T, block.attn.n_head, -1).transpose(0, 1)  # (nh, T, hs)
-        k = k.view(T, block.attn.n_head, -1).transpose(0, 1)
-        scores = q @ k.mT / math.sqrt(k.size(2))  # (nh, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(diagonal=1)
-        yield scores.masked_fill(future, -math.inf).softmax(dim=2)
+    recorded = []
+
+    def attend(layer, q, k, v):
+        # flash attention never stores these weights, so compute them from q and k, (1, nh, T, hs)
+        T, hs = q.size()[2:]
+        scores = q @ k.mT / math.sqrt(hs)  # (1, nh, T, T)
+        future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)
+        weights = scores.masked_fill(future, -math.inf).softmax(dim=3)
+        recorded.append(weights[0])
+        return weights @ v
+
+    model.hidden(torch.tensor([ids], device=model.lm_head.weight.device), attend=attend)
+    return recorded
 
 
 def mean_share(weights, places):
     """
-    The share of attention (nh, T, T) that goes to some places (T, T), bool, as a mean over the
+    The share of attention (nh, T, T) that goes to some places (T, T), bool: the mean over all
     tokens that have such a place -> (nh,), nan if no token has one.
     """
     rows = places.any(dim=1)
@@ -112,20 +116,20 @@ def mean_share(weights, places):
 def head_facts(weights, ids):
     """
     Four facts about each head of a block, weights (nh, T, T) -> (nh, 4), nan where a text cannot
-    show one. Means over the tokens but the first, which can look only at itself:
-        how far back it looks, in tokens
-        the share on the first token, where heads look that have nothing to look for
+    show one. Means over all tokens but the first, which can attend only to itself:
+        how far back it attends, in tokens
+        the share on the first token, where a head attends if it finds nothing
         the share on earlier copies of the same token
-        the share on what came after those copies: an induction head (Olsson et al. 2022), which
-        expects that what came then comes again
+        the share on the tokens after those copies: high in an induction head (Olsson et al. 2022),
+        which predicts that the text repeats itself
     The last two are means over the tokens that have occurred before.
     """
     positions = torch.arange(len(ids), device=weights.device)
-    distance = positions[:, None] - positions[None, :]  # (T, T), how far it is to the past
+    distance = positions[:, None] - positions[None, :]  # (T, T), above zero in the past
     past = distance > 0
     tokens = torch.tensor(ids, device=weights.device)
     copies = (tokens[:, None] == tokens[None, :]) & past
-    # one place further on: a column of nothing in front, and the last one falls off
+    # shifted by one place: a column of zeros comes in, the last column drops out
     after_copies = F.pad(copies, (1, 0))[:, :-1] & past
     first = torch.zeros_like(past)
     first[1:, 0] = True
@@ -182,16 +186,16 @@ def count_text(tokenizer, ids):
 # -------------------------------------------------------------------------------------------------
 # 3 on the page
 
-EXPECTED = 10  # how many of the tokens that a model expected are shown
-IN_A_CELL = 5  # and of those that a layer would say
-FULL_ROWS = 256  # above so many tokens, a row of attention is cut
-LARGEST = 16  # to its largest weights
+EXPECTED = 10  # how many expected tokens are shown
+IN_A_CELL = 5  # and how many that a layer would predict
+FULL_ROWS = 256  # in a longer text, a row of attention shows only
+LARGEST = 16  # its largest weights
 
 
 def for_json(values, digits=4):
     """
-    A number or (nested) lists of them -> the same, rounded. JSON knows neither nan nor infinity:
-    they become None.
+    A number or nested lists of numbers, rounded. JSON knows neither nan nor infinity: they become
+    None.
     """
     if isinstance(values, list):
         return [for_json(value, digits) for value in values]
@@ -217,10 +221,10 @@ def ranks(logits, targets, n_vocab):
 
 def totals(costs, characters, size):
     """
-    costs (n,) in nats; characters and bytes of these tokens -> the loss in four units, None where
-    there is nothing to divide by
+    costs (n,) in nats; the number of characters and of bytes in these tokens -> the loss in four
+    units, None where there is nothing to divide by
     """
-    # tensors, and not floats: divided by zero they are nan, which is what we mean
+    # tensors, not floats: zero divided by zero is nan, which is what we want
     total = costs.double().sum()
     loss = costs.double().mean()
     return {
@@ -232,7 +236,7 @@ def totals(costs, characters, size):
 
 
 def in_bytes(values):
-    """Weights from 0 to 1 -> bytes. As 255 * sqrt(w): so small ones stay apart."""
+    """Weights from 0 to 1 -> bytes, 255 * sqrt(w): the root keeps small weights apart."""
     return (255 * values.sqrt()).round().byte()
 
 
@@ -243,9 +247,9 @@ def pack(tensor):
 
 def pack_attention(weights):
     """
-    The weights of a block, (nh, T, T), for the page, where as decimals they would take ten times
-    the space. -> `weights`, the lower triangle of each head, row by row. In a long text a row has
-    its LARGEST weights; `at`, uint16, where they are; and `rest`, the sum of the others.
+    The weights of a block, (nh, T, T), for the page; as decimals they would take ten times the
+    space. -> `weights`, the lower triangle of each head, row by row. For a long text: the LARGEST
+    weights of each row; `at`, their columns, uint16; and `rest`, the sum of the other weights.
     """
     T = weights.size(1)
     if T <= FULL_ROWS:
@@ -258,7 +262,7 @@ def pack_attention(weights):
 
 
 def describe(model):
-    """What a model is, in a line"""
+    """A model's size, in one line"""
     config = model.config
     parameters = sum(p.numel() for p in model.parameters())
     return (f"{parameters / 1e6:.3g}M parameters, {config.n_layer} blocks of {config.n_head} "
@@ -267,16 +271,16 @@ def describe(model):
 
 def look_at(name, model, tokenizer, ids):
     """
-    What the page shows of a model that reads a text -> dict: costs and ranks of the tokens but
-    the first; what it expected after each; lens, for each layer; leads, the layer in which the
-    final answer is the first choice for the first time; attention and facts of each block
+    Let a model read a text -> dict for the page: costs and ranks of all tokens but the first; what
+    the model expected after each token; lens, for each layer; leads, the first layer whose first
+    choice is the final one; attention and facts of each block
     """
     n_vocab = tokenizer.n_vocab
     costs = surprise(model, ids)  # (T-1,)
     lens = []
     for logits in logit_lens(model, ids):
         lens.append(likeliest(logits, n_vocab, IN_A_CELL))
-    # now logits are those of the last layer: the model's
+    # now logits are the last layer's: the model's own
 
     choices = torch.tensor([layer["ids"] for layer in lens])[:, :, 0]  # (n_layer + 1, T)
     # argmax finds the first one
@@ -298,8 +302,8 @@ def look_at(name, model, tokenizer, ids):
 @torch.no_grad()
 def look_at_endings(model, tokenizer, context, endings):
     """
-    Token by token, what the endings (lists of ids) of a HellaSwag item cost after its context
-    (list of ids) -> list of dicts, as look_at. Their sums are those of hellaswag.score.
+    Token by token, the costs of a HellaSwag item's endings (lists of ids) after its context (list
+    of ids) -> list of dicts, as look_at. The sums equal those from hellaswag.score.
     """
     looks = []
     for ending in endings:
@@ -316,11 +320,11 @@ def look_at_endings(model, tokenizer, context, endings):
 
 
 def read_item(example, tokenizer, block_size):
-    """A line of HellaSwag's file -> context and endings as ids, cut as hellaswag.pack does"""
+    """A line of HellaSwag's file -> context and endings as ids, cut as in hellaswag.pack"""
     # as hellaswag.tokenize_example, but in the tokens of this model
     endings = [tokenizer.encode(" " + ending) for ending in example["endings"]]
     longest = max(map(len, endings))
-    room = block_size + 1 - longest  # + 1: the last token is not shown, it is only predicted
+    room = block_size + 1 - longest  # + 1: the last token is only predicted
     if room < 1:
         raise UserError(f"an ending of this item has {longest} tokens, and the model looks back "
                         f"at {block_size}: try another --item")
@@ -328,7 +332,7 @@ def read_item(example, tokenizer, block_size):
 
 
 def spell_all(page, tokenizer):
-    """Every id that is on the page -> {id: how it is shown}"""
+    """-> {id: its spelling} for every id on the page"""
     expected = []
     for model in page["models"]:
         expected += [model["expected"], *model["lens"]]
@@ -343,7 +347,7 @@ def spell_all(page, tokenizer):
 
 
 def common_context(models):
-    """How many tokens all of the models, pairs (name, GPT), can read"""
+    """The longest text that all models, pairs (name, GPT), can read, in tokens"""
     return min(model.config.block_size for _, model in models)
 
 
@@ -359,9 +363,9 @@ def begin_page(models, tokenizer, ids):
 
 def make_page(models, tokenizer, ids, written=0):
     """
-    models: one or two pairs (name, GPT) with the same tokenizer. ids: the text that they read, of
-    which the first one has written the last `written` -> the page, as text. A text that is longer
-    than the context loses its beginning.
+    models: one or two pairs (name, GPT) with the same tokenizer. ids: the text to read; the first
+    model wrote the last `written` tokens -> the page, as text. A text that is longer than the
+    context loses its beginning.
     """
     page = begin_page(models, tokenizer, ids)
     page["written"] = min(written, len(page["ids"]))
@@ -370,8 +374,8 @@ def make_page(models, tokenizer, ids, written=0):
 
 def make_item_page(models, tokenizer, example):
     """
-    The same for a HellaSwag item (dict): its text is the context with the right ending, and there
-    is a view more, in which the four endings stand below each other.
+    A page about a HellaSwag item (dict): the text is the context with the right ending, and one
+    more view compares the four endings.
     """
     context, endings = read_item(example, tokenizer, common_context(models))
     page = begin_page(models, tokenizer, context + endings[example["label"]])
@@ -382,11 +386,10 @@ def make_item_page(models, tokenizer, example):
 
 
 def fill(page, tokenizer):
-    """What the page shows (dict) -> assets/look.html with it, as text"""
+    """Put what the page shows (dict) into assets/look.html -> the page, as text"""
     page["spelled"] = spell_all(page, tokenizer)
     data = json.dumps(page, separators=(",", ":"), allow_nan=False)
-    # JSON has written all but ASCII as \u....: of what HTML knows, only < is left, which begins
-    # a tag
+    # JSON is ASCII: everything else is written as \u.... Only <, which begins a tag, is left
     data = data.replace("<", "\\u003c")
     with open(asset("look.html"), encoding="utf-8") as f:
         return f.read().replace("PAGE_DATA", data, 1)

@@ -1,15 +1,14 @@
 """
-What you do with a trained model: let it write, talk with it, plot its run, hand it on.
+What you do with a trained model: let it write, chat with it, plot its run, export it.
 
     python play.py sample MODEL "To be, or" --num_samples=4  # or @prompt.txt; - is stdin
-    python play.py chat MODEL                                # it goes on where you stop
-    python play.py look MODEL "To be, or" --out=look.html    # what it thinks, on a page
+    python play.py chat MODEL                                # it continues what you type
+    python play.py look MODEL "To be, or" --out=look.html    # token by token, on a page
     python play.py plot log log2 --out=log.png --reference   # beside two public runs
-    python play.py export MODEL DIR                          # for transformers, and us
+    python play.py export MODEL DIR                          # for transformers
     python play.py search MODEL passages.jsonl "a question"  # by meaning; see finetune.py
-    python play.py info MODEL                                # sizes, losses, settings
+    python play.py info MODEL                                # sizes, loss, settings
     python play.py estimate                                  # what fits on which card
-    python play.py hellaswag --model=MODEL                   # also: python hellaswag.py
 
 MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt), a
 directory with a GPT-2 in Hugging Face's format, or gpt2, gpt2-medium, gpt2-large,
@@ -17,44 +16,47 @@ gpt2-xl. The tokenizer comes with it.
 
 Contents
     1 the model and the prompt      load, check_sampling, read_prompt, tokenize
-    2 writing                       sample, pieces, chat
-    3 a picture of a run            plot
-    4 handing it on                 export
-    5 searching                     search
-    6 what is in it, what it needs  info, estimate
-    7 HellaSwag                     measure_hellaswag
-    8 what it thinks                show_look
+    2 the cache and generation      KVCache, next_logits, sample_token, stream, generate
+    3 writing                       sample, pieces, chat
+    4 a picture of a run            plot
+    5 exporting                     export
+    6 searching                     search
+    7 what is in it, what it needs  info, estimate
+    8 looking inside                show_look
     9 the command line              COMMANDS, parse_args, main
 
-The function of a command takes the parsed flags, args, and prints what it has to say.
-A mistake that you can put right is a UserError: one line, and exit code 2.
+Each command is a function of args, the parsed flags. It prints what it finds. A mistake
+that you can put right is a UserError: one line, and exit code 2.
+
+Letters in the comments on shapes
+    B rows in a batch   T tokens in a row (time)   C channels, n_embd   nh heads, hs = C / nh
+    V rows of the vocabulary
 """
 import argparse
 import contextlib
 import inspect
-import math
 import os
 import shutil
 import sys
-import time
 import warnings
 from itertools import islice
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 import finetune
-import hellaswag
 import look
 import train_gpt2
-from support.arithmetic import CARDS, flops_per_token, largest
-from support.checkpoints import load_weights
-from support.console import UserError, is_first_on_node, print0, printable, run_program
+from support.arithmetic import CARDS, SHAPE, flops_per_token, largest
+from support.attention import attention_for_any_shape
+from support.console import UserError, printable, run_program
 from support.files import MARK, atomic_write
 from support.health import read_reference
+from support.hellaswag_file import read_examples
+from support.hugging_face import save_pretrained
 from support.processes import is_out_of_memory
 from support.runlog import find_setting, read_log
-from support.settings import SHAPE
 from support.tasks import check_text, read_items, read_task
 from support.tokenizer import load_tokenizer, save_tokenizer
 
@@ -66,16 +68,15 @@ OPENAI = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 def load(name, device="cpu"):
     """
-    MODEL -> the GPT on device, in eval mode; its tokenizer; what its file says (dict of
-    config, step, ...). Raises UserError for anything that is not a model.
+    MODEL -> the GPT on device, in eval mode; its tokenizer; what the file holds (dict of
+    config, step, ...). Raises UserError for anything that is not a language model.
     """
-    # load_model has checked what the file says of the model, load_tokenizer does its part
     saved = train_gpt2.load_model(name)
     if "task" in saved:
         raise UserError(f"{name} is tuned for {read_task(saved).name} and writes no text: python "
                         "finetune.py predict")
     model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
-    load_weights(model, saved["model"], name)
+    model.load_state_dict(saved["model"])
     tokenizer = load_tokenizer(saved["tokenizer"])
     if tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(f"{name} knows {model.config.vocab_size} tokens, its tokenizer "
@@ -86,7 +87,7 @@ def load(name, device="cpu"):
 def prepare(args):
     """
     args.model, args.device, args.dtype -> the model on that device, its tokenizer, and
-    the Process, whose autocast is the one of training.
+    the Process, with training's autocast.
     """
     config = train_gpt2.TrainConfig(device=args.device, dtype=args.dtype)
     process = train_gpt2.setup_distributed(config)
@@ -96,12 +97,12 @@ def prepare(args):
 
 SAMPLING = ("temperature", "top_k", "top_p")  # how the next token is drawn
 SETTINGS = (*SAMPLING, "max_new_tokens", "seed")  # what you can change in a chat
-LIMITS = {  # the least and the largest value
+LIMITS = {  # smallest and largest value
     "temperature": (0, 1e6),
     "top_k": (1, 1e9),
     "top_p": (1e-9, 1),
     "max_new_tokens": (1, 1e9),
-    "num_samples": (1, 1000),  # they are written side by side, each with keys and values
+    "num_samples": (1, 1000),  # rows of one batch, each with its own keys and values
     "seed": (0, 2**63 - 1),
 }
 
@@ -118,16 +119,16 @@ def check_sampling(settings):
 
 def read_prompt(text):
     """
-    What was given as the prompt -> the prompt: the text itself, or what is in a file
-    (@name) or in stdin (-), without the newline that an editor adds at the end. Raises
-    UserError where there is no such file, or no text in it.
+    The prompt argument -> the prompt: the text itself, or the contents of a file (@name)
+    or of stdin (-), without the newline that editors add at the end. Raises UserError if
+    there is no such file, or no text in it.
     """
     if text == "-":
         return sys.stdin.read().removesuffix("\n")
     if not text.startswith("@"):
         return text
     path = text.removeprefix("@")
-    # a pipe that nobody writes to would keep us waiting for ever
+    # not a pipe: without a writer, opening it would block forever
     if not os.path.isfile(path):
         raise UserError(f"cannot read the prompt from {path}: there is no such file")
     try:
@@ -154,24 +155,132 @@ def tokenize(tokenizer, text):
 
 
 # -------------------------------------------------------------------------------------------------
-# 2 writing
+# 2 the cache and generation
+
+
+class KVCache:
+    """
+    Keys and values of the tokens so far: an attend for GPT.hidden. Attention is causal, so
+    the keys and values of a token never change, and need to be computed only once.
+    """
+
+    def __init__(self, size):
+        self.size = size  # number of tokens it has room for
+        self.n = 0  # number of tokens cached so far
+        self.keys = {}  # attention layer -> (B, nh, size, hs)
+        self.values = {}
+
+    def __call__(self, layer, q, k, v):
+        """
+        Append the keys and values of T new tokens; the new tokens attend to all cached ones.
+        q, k, v (B, nh, T, hs) -> (B, nh, T, hs)
+        """
+        B, nh, T, hs = k.size()
+        if layer not in self.keys:
+            self.keys[layer] = k.new_empty(B, nh, self.size, hs)
+            self.values[layer] = v.new_empty(B, nh, self.size, hs)
+        end = self.n + T
+        self.keys[layer][:, :, self.n : end] = k
+        self.values[layer][:, :, self.n : end] = v
+        keys = self.keys[layer][:, :, :end]  # (B, nh, n + T, hs)
+        values = self.values[layer][:, :, :end]
+        if self.n == 0:
+            return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
+        if T == 1:  # the newest token sees everything
+            return F.scaled_dot_product_attention(q, keys, values)
+        # mask[i, j]: may new token i attend to token j? (is_causal would let new token i see
+        # tokens 0 to i only)
+        mask = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(diagonal=self.n)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+
+    def advance(self, T):
+        """T new tokens have gone through all layers. Call it once after each forward."""
+        self.n += T
+
+
+def next_logits(model, idx, cache):
+    """
+    idx (B, T), the tokens after those in cache (a KVCache, which appends them) -> logits
+    (B, V) of the token that follows.
+    """
+    T = idx.size(1)
+    position_ids = torch.arange(cache.n, cache.n + T, device=idx.device)
+    with attention_for_any_shape():
+        x = model.hidden(idx, position_ids, cache)[:, -1]  # (B, C)
+    cache.advance(T)
+    # lm_head(x), multiplied in the other order, which is faster for few rows
+    return (model.lm_head.weight @ x.mT).mT  # (B, V)
+
+
+def sample_token(logits, temperature, top_k, top_p, generator):
+    """Draw a token for each row: logits (B, V) -> ids (B, 1). The other arguments: stream."""
+    if temperature < 1e-6:
+        return logits.argmax(dim=-1, keepdim=True)
+    values, ids = logits.topk(min(top_k, logits.size(1)))  # (B, top_k), most likely first
+    probs = F.softmax(values / temperature, dim=-1)
+    mass_before = probs.cumsum(dim=-1) - probs  # total probability of the likelier tokens
+    probs = probs.masked_fill(mass_before >= top_p, 0.0)
+    choice = torch.multinomial(probs, 1, generator=generator)  # (B, 1), an index into ids
+    return ids.gather(1, choice)
+
+
+@torch.no_grad()
+def stream(model, idx, n_vocab=None, temperature=1.0, top_k=50, top_p=1.0, generator=None):
+    """
+    Continue idx (B, T): yield the next token of each row, (B, 1), forever.
+        n_vocab      number of real tokens; ids from there on are padding, never sampled
+        temperature  below 1 safer, above 1 wilder, 0: always the most likely token
+        top_k        sample from the k most likely tokens only
+        top_p        and from the fewest of these whose probabilities add up to top_p
+                     (Holtzman et al. 2020)
+    """
+    size = model.config.block_size
+    window = size  # how many of the latest tokens a new cache starts with
+    while True:
+        cache = KVCache(size)
+        new = idx[:, -window:]
+        while cache.n < size:
+            logits = next_logits(model, new, cache)[:, :n_vocab].float()
+            new = sample_token(logits, temperature, top_k, top_p, generator)  # (B, 1)
+            idx = torch.cat((idx, new), dim=1)
+            yield new
+        # the cache is full: drop the older half. The rest moves to other positions, so its
+        # keys and values are computed again
+        window = size - size // 2
+
+
+def generate(model, idx, max_new_tokens, n_vocab=None, eot=None, **sampling):
+    """
+    idx (B, T), continued -> (B, T + max_new_tokens). eot: the id of <|endoftext|>; after the
+    first new eot of a row, every token is eot. sampling: more arguments of stream.
+    """
+    tokens = stream(model, idx, n_vocab, **sampling)
+    nothing = idx[:, :0]  # cat needs at least one tensor, even if max_new_tokens is 0
+    new = torch.cat([nothing, *islice(tokens, max_new_tokens)], dim=1)
+    if eot is not None:
+        ended = (new == eot).cumsum(dim=1) > 0
+        new = new.masked_fill(ended, eot)
+    return torch.cat((idx, new), dim=1)
+
+
+# -------------------------------------------------------------------------------------------------
+# 3 writing
 
 def sample(args):
-    """Several continuations of one prompt, each up to <|endoftext|>."""
+    """Continue a prompt, once or several times, each time up to <|endoftext|>."""
     check_sampling({name: getattr(args, name) for name in (*SETTINGS, "num_samples")})
     prompt = read_prompt(args.prompt)
     model, tokenizer, process = prepare(args)
     ids = tokenize(tokenizer, prompt)
 
-    # the model sees no more of the prompt than this, which num_samples rows hold
+    # the model sees no more of the prompt than its context
     ids = ids[-model.config.block_size :]
-    rows = [ids] * args.num_samples
-    idx = torch.tensor(rows, device=process.device)  # (num_samples, T)
+    idx = torch.tensor([ids] * args.num_samples, device=process.device)  # (num_samples, T)
     generator = torch.Generator(process.device).manual_seed(args.seed)
     sampling = {name: getattr(args, name) for name in SAMPLING}
     with process.autocast:
-        idx = model.generate(idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot,
-                             generator=generator, **sampling)
+        idx = generate(model, idx, args.max_new_tokens, tokenizer.n_vocab, tokenizer.eot,
+                       generator=generator, **sampling)
     new = idx[:, len(ids):]  # (num_samples, max_new_tokens)
 
     for i, row in enumerate(new.tolist()):
@@ -184,15 +293,15 @@ def sample(args):
 
 def pieces(tokenizer, ids):
     """
-    Ids, which come one at a time -> yields their text, piece by piece, as soon as it is
-    certain. A token can end within a character: an emoji, for one, has four bytes. The
-    text then ends in U+FFFD, which we hold back until more tokens have come.
+    An iterator of ids -> yields their text, piece by piece, as soon as it is certain. A
+    token may end in the middle of a character: an emoji, for one, has four bytes. The text
+    so far then ends in U+FFFD, which is held back until more tokens have come.
     """
-    # only the end is decoded, or a long text would take the square of its length; with the ids
-    # before it, since some tokenizers leave out the space that a text's first token begins with
+    # decode only the end: decoding the whole text each time would take quadratic time. It
+    # needs some ids before it, because some tokenizers drop the space at the start of a text
     before = []
-    new = []  # since the last place where all characters were whole
-    shown = 0  # characters, of the text of both
+    new = []  # ids since the last complete character
+    shown = 0  # number of characters of before + new that were yielded
     for i in ids:
         new.append(i)
         text = tokenizer.decode(before + new)
@@ -200,22 +309,22 @@ def pieces(tokenizer, ids):
         if certain > shown:
             yield text[shown:certain]
             shown = certain
-        if certain == len(text):  # all characters are whole
+        if certain == len(text):  # all characters are complete
             before, new = new, []
             shown = len(tokenizer.decode(before))
-    # no more tokens come: if the last character is incomplete, it stays so
+    # no more tokens will come: an incomplete last character stays incomplete
     yield tokenizer.decode(before + new)[shown:]
 
 
 def continue_text(model, tokenizer, context, settings, generator):
     """
-    Yield the ids that the model writes after context (a list of ids), and append each
-    to it. If the model ends its text, context is emptied: a new text begins.
+    Yield the ids that the model writes after context (a list of ids), and append each to
+    context. If the model ends its text, context is emptied: a new text begins.
     """
     idx = torch.tensor([context], device=model.lm_head.weight.device)  # (1, T)
     sampling = {name: settings[name] for name in SAMPLING}
-    stream = model.stream(idx, tokenizer.n_vocab, generator=generator, **sampling)
-    for new in islice(stream, settings["max_new_tokens"]):  # each (1, 1)
+    tokens = stream(model, idx, tokenizer.n_vocab, generator=generator, **sampling)
+    for new in islice(tokens, settings["max_new_tokens"]):  # each (1, 1)
         new_id = new.item()
         if new_id == tokenizer.eot:
             context.clear()
@@ -226,8 +335,8 @@ def continue_text(model, tokenizer, context, settings, generator):
 
 def answer(model, tokenizer, autocast, context, settings, generator):
     """
-    Print what the model writes after context, as it comes. Ctrl-C ends the answer, and
-    what has been said so far stays in context.
+    Print what the model writes after context, token by token. Ctrl-C ends the answer; what
+    was written so far stays in context.
     """
     ids = continue_text(model, tokenizer, context, settings, generator)
     try:
@@ -241,8 +350,8 @@ def answer(model, tokenizer, autocast, context, settings, generator):
 
 def add_line(tokenizer, line, context):
     """
-    Append a line of a chat to context (a list of ids). An empty line adds nothing to a
-    text: the model just goes on. Raises UserError for what the tokenizer does not know.
+    Append a line of a chat to context (a list of ids). An empty line adds nothing: the model
+    just continues. Raises UserError for characters that the tokenizer does not know.
     """
     if not context:
         context += tokenize(tokenizer, line)
@@ -252,9 +361,9 @@ def add_line(tokenizer, line, context):
 
 def change_setting(line, settings, context, generator):
     """
-    Obey a line of a chat that begins with /: `/top_k 5` changes one of the settings
-    (dict), `/new` empties context, anything else prints what can be changed. Raises
-    UserError for a value that cannot work.
+    A line of a chat that begins with /: `/top_k 5` changes one of the settings (dict), `/new`
+    empties context, anything else prints what can be changed. Raises UserError for a value
+    that cannot work.
     """
     name, _, value = line.removeprefix("/").strip().partition(" ")
     if name == "new":
@@ -263,7 +372,7 @@ def change_setting(line, settings, context, generator):
     if name not in settings or not value:
         for setting, current in settings.items():
             print(f"/{setting} {current}")
-        print("/new forgets the text so far; an empty line lets it go on")
+        print("/new forgets the text so far; an empty line lets the model continue")
         return
 
     number = type(settings[name])  # int or float
@@ -279,7 +388,7 @@ def change_setting(line, settings, context, generator):
 
 
 def chat(args):
-    """Read a line, continue the text so far, and so on, until stdin ends."""
+    """Read a line, let the model continue the text so far, and so on, until stdin ends."""
     settings = {name: getattr(args, name) for name in SETTINGS}
     check_sampling(settings)
     model, tokenizer, process = prepare(args)
@@ -292,7 +401,7 @@ def chat(args):
         print("It continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists "
               "what you can change.")
         with contextlib.suppress(ImportError):
-            # it lets you edit the line of input(), and go back to older ones
+            # with it, input() lets you edit the line and recall older ones
             import readline  # noqa: F401
 
     context = []  # ids of the text so far
@@ -313,12 +422,12 @@ def chat(args):
                 add_line(tokenizer, line, context)
                 answer(model, tokenizer, process.autocast, context, settings, generator)
         except UserError as e:
-            # here it does not end the program: the conversation goes on
+            # print it and go on: one bad line does not end the conversation
             print(f"error: {e}", file=sys.stderr, flush=True)
 
 
 # -------------------------------------------------------------------------------------------------
-# 3 a picture of a run
+# 4 a picture of a run
 
 # Okabe and Ito's colours, which people who see red and green alike can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -514,7 +623,7 @@ def plot(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 4 handing it on
+# 5 exporting
 
 def is_free(folder):
     """Can we make a directory of this name? An empty one that is there will do."""
@@ -533,7 +642,7 @@ def write_for_others(name, folder):
             return "sentence-transformers"
         return "transformers' AutoModelForSequenceClassification.from_pretrained"
     model, tokenizer, _ = load(name)
-    model.save_pretrained(folder, tokenizer.n_vocab, tokenizer.eot)
+    save_pretrained(model, folder, tokenizer.n_vocab, tokenizer.eot)
     save_tokenizer(tokenizer, folder, model.config.block_size)
     return "transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample"
 
@@ -565,7 +674,7 @@ def export(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 5 searching
+# 6 searching
 
 def search(args):
     """The passages that are nearest to a question, by what they mean, not by their words."""
@@ -588,7 +697,7 @@ def search(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 6 what is in it, what it needs
+# 7 what is in it, what it needs
 
 PARTS = {  # a piece of a parameter's name: what the parameter belongs to
     "wte": "token embedding (and head)",
@@ -625,34 +734,35 @@ def print_sizes(name, model, tokenizer):
           "pass")
 
 
-def number_text(value, form):
-    """A number in a format such as ".4f"; anything else, which a file may hold, as it is."""
-    # ".4f" makes a float of an int, and an int in a file may be larger than any float
-    if type(value) is int and abs(value) >= 2**63:
-        return "(a number of more than 18 digits)"
-    if type(value) in (int, float):
-        return format(value, form)
-    return printable(value)
+def find_val_loss(saved):
+    """
+    The validation loss of a checkpoint (dict): the one it holds, as those of the original
+    program do, or else the one in the log.txt beside it -> float, None if there is none.
+    """
+    if saved.get("val_loss") is not None:
+        return saved["val_loss"]
+    with contextlib.suppress(UserError):  # there is no log.txt, or nothing in it
+        log, _ = read_log(os.path.join(os.path.dirname(saved["path"]), "log.txt"))
+        return log.get("val", {}).get(saved["step"])
+    return None
 
 
 def print_history(saved):
-    """What a checkpoint (dict) says of its run. Models from elsewhere say nothing."""
-    if saved.get("val_loss") is not None:
-        print(f"validation loss {number_text(saved['val_loss'], '.4f')} nats per token")
+    """What a checkpoint (dict) knows about its run. Models from elsewhere have no step."""
     if saved.get("step"):
-        seen = ""
-        if "position" in saved:
-            seen = f", {number_text(saved['position'], ',')} tokens seen"
-        print(f"{number_text(saved['step'], ',')} steps{seen}")
+        val_loss = find_val_loss(saved)
+        if val_loss is not None:
+            print(f"validation loss {val_loss:.4f} nats per token")
+        # the original program does not save the position
+        seen = f", {saved['position']:,} tokens seen" if saved["position"] else ""
+        print(f"{saved['step']:,} steps{seen}")
     for key in ("train_config", "versions"):
-        values = saved.get(key)
-        if values and isinstance(values, dict):
-            pairs = [f"{name}={value}" for name, value in values.items()]
-            print(printable(f"{key}: {' '.join(pairs)}"))
+        if saved.get(key):
+            print(f"{key}: " + " ".join(f"{name}={value}" for name, value in saved[key].items()))
 
 
 def info(args):
-    """Print what a model's file says of it."""
+    """Print a model's sizes, and what its checkpoint knows about the run."""
     model, tokenizer, saved = load(args.model)
     print_sizes(args.model, model, tokenizer)
     print_history(saved)
@@ -675,86 +785,13 @@ def estimate(args):
 
 
 # -------------------------------------------------------------------------------------------------
-# 7 HellaSwag
-
-def report(name, acc, acc_norm, n, published):
-    """
-    The lines that hellaswag prints -> str: what was measured, how sure it is, and what
-    OpenAI's models reach. acc, acc_norm: shares of n items; published: were these taken
-    from the published validation split?
-    """
-    # the standard error of a share of n independent items
-    error = math.sqrt(acc_norm * (1 - acc_norm) / n)
-    lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {error:.4f} (standard "
-             f"error), n {n}"]
-    for model, (their_acc, their_norm) in hellaswag.PUBLISHED.items():
-        theirs = f"published, {model}: acc {their_acc:.4f}, acc_norm {their_norm:.4f}"
-        if not published or n != hellaswag.NUM_ITEMS:
-            theirs += ", on all 10,042 published items: not these"
-        elif error > 0:  # it is 0 if all answers are right, or all wrong: no measure of a distance
-            distance = (acc_norm - their_norm) / error
-            theirs += f": this model is {distance:+.1f} standard errors from it"
-        lines.append(theirs)
-    return "\n".join(lines)
-
-
-def read_hellaswag(path):
-    """The items (list of dicts) of a .jsonl file; without a path, the published ones."""
-    if path:
-        return list(hellaswag.read_examples(path))
-    return hellaswag.load_examples()
-
-
-def check_hellaswag_flags(args):
-    """UserError for values that cannot work, before anything is downloaded."""
-    for name in ("limit", "batch_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}={value}: must be at least 1")
-    if args.data and not os.path.isfile(args.data):
-        raise UserError(f"--data={args.data}: there is no such file")
-
-
-def measure_hellaswag(args):
-    """HellaSwag's acc and acc_norm of a model, beside those of OpenAI's."""
-    check_hellaswag_flags(args)
-    # one process of each machine downloads; the others wait for it in setup_distributed
-    if not args.data and is_first_on_node():
-        hellaswag.prepare()
-    model, tokenizer, process = prepare(args)
-    if tokenizer.spec["name"] != "gpt2":
-        raise UserError(f"{args.model} has another tokenizer than GPT-2's: its losses "
-                        "per token cannot be compared")
-    examples = read_hellaswag(args.data)
-    published = not args.data or hellaswag.is_published(args.data)
-    items = [hellaswag.tokenize_example(example) for example in examples[: args.limit]]
-    if not items:
-        raise UserError("no HellaSwag items: give a file with --data", who="me")
-
-    t0 = time.time()
-    # each process counts its share of the items
-    counts = hellaswag.evaluate(model, items, process, args.batch_tokens)
-    correct, correct_norm = train_gpt2.all_reduce(*counts)
-    acc = correct / len(items)
-    acc_norm = correct_norm / len(items)
-    took = time.time() - t0
-
-    print0(report(args.model, acc, acc_norm, len(items), published))
-    dtype = str(process.dtype).removeprefix("torch.")
-    print0(f"{took:.1f}s on {process.num_processes} x {process.device.type}, {dtype} "
-           f"({process.reason})")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-# -------------------------------------------------------------------------------------------------
-# 8 what it thinks
+# 8 looking inside
 
 def read_one_item(path, number):
     """Line `number`, from 1, of a .jsonl file with HellaSwag items -> dict. Or a UserError."""
     if not os.path.isfile(path):
         raise UserError(f"--hellaswag={path}: there is no such file")
-    items = list(hellaswag.read_examples(path))
+    items = list(read_examples(path))
     if not 1 <= number <= len(items):
         raise UserError(f"--item={number}: {path} has items 1 to {len(items)}")
     return items[number - 1]
@@ -763,7 +800,7 @@ def read_one_item(path, number):
 def check_look_flags(args):
     """
     UserError for values that cannot work -> the names of the models, and the text (None with
-    --hellaswag, which brings its own).
+    --hellaswag).
     """
     check_sampling({"temperature": args.temperature, "seed": args.seed})
     if args.generate < 0:
@@ -781,8 +818,8 @@ def check_look_flags(args):
 
 def write_on(model, tokenizer, ids, args):
     """
-    What the model writes after ids (list): args.generate tokens, drawn as `sample` draws
-    them, or fewer where it ends its text -> list of the new ids
+    Let the model continue ids (list) by args.generate tokens, sampled as in `sample`, or
+    fewer if it ends its text -> list of the new ids
     """
     settings = {"temperature": args.temperature, "top_k": 50, "top_p": 1.0,
                 "max_new_tokens": args.generate}
@@ -790,7 +827,7 @@ def write_on(model, tokenizer, ids, args):
     generator = torch.Generator(device).manual_seed(args.seed)
     new = list(continue_text(model, tokenizer, list(ids), settings, generator))
     if len(new) < args.generate:
-        new.append(tokenizer.eot)  # that it ends here is something to look at, too
+        new.append(tokenizer.eot)  # show that the model ended its text here
     return new
 
 
@@ -808,9 +845,9 @@ def load_pair(names, device):
 
 
 def show_look(args):
-    """What a model thinks of a text, token by token: a page for your browser."""
+    """What a model makes of a text, token by token: a page for your browser."""
     names, text = check_look_flags(args)
-    # always in float32: the page shows what the model does, not how 16 bits round it
+    # always in float32: the page shows what the model does, without rounding to 16 bits
     config = train_gpt2.TrainConfig(device=args.device, dtype="float32")
     device = train_gpt2.setup_distributed(config).device
     if args.hellaswag:
@@ -845,7 +882,6 @@ COMMANDS = {
     "search": search,
     "info": info,
     "estimate": estimate,
-    "hellaswag": measure_hellaswag,
 }
 MODEL_HELP = "a checkpoint, a directory, or gpt2 ... gpt2-xl"
 # for every parser: --help prints docstrings as they are, and flags are not abbreviated, so
@@ -866,8 +902,6 @@ def add_command(subparsers, name):
     function = COMMANDS[name]
     about = inspect.getdoc(function) or ""  # python -OO leaves docstrings out
     summary = about.partition("\n")[0]
-    if name == "hellaswag":
-        about = hellaswag.__doc__  # it says what HellaSwag is
     parser = subparsers.add_parser(name, help=summary, description=about, **PARSER)
     parser.set_defaults(run=function)
     parser.error = refuse_flags
@@ -898,16 +932,6 @@ def add_plot_flags(parser):
                         help="with two public runs of the original recipe")
     parser.add_argument("--tokens", action="store_true",
                         help="over tokens instead of steps")
-
-
-def add_hellaswag_flags(parser):
-    """Which model, and which items."""
-    parser.add_argument("--model", required=True, help=MODEL_HELP)
-    parser.add_argument("--data", help="a .jsonl file with items, instead of the "
-                                       "published validation split")
-    parser.add_argument("--limit", type=int, help="only the first so many items")
-    parser.add_argument("--batch_tokens", type=int,
-                        help="tokens in a batch [16384 on CUDA, 512 elsewhere]")
 
 
 def add_look_flags(parser):
@@ -961,8 +985,7 @@ def parse_args(argv):
     commands["search"].add_argument("--top", type=int, default=5,
                                     help="how many passages to print [%(default)s]")
     commands["export"].add_argument("dir", metavar="DIR", help="a new directory")
-    add_hellaswag_flags(commands["hellaswag"])
-    for name in ("sample", "chat", "search", "hellaswag"):
+    for name in ("sample", "chat", "search"):
         add_machine_flags(commands[name])
     return parser.parse_args(argv)
 
@@ -974,8 +997,7 @@ def main(argv):
         args.run(args)
     except RuntimeError as e:
         if is_out_of_memory(e):
-            raise UserError("out of memory: try fewer --num_samples, a smaller --batch_tokens, or "
-                            "--device=cpu", who="me")
+            raise UserError("out of memory: try fewer --num_samples, or --device=cpu")
         raise
 
 

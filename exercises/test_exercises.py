@@ -1,18 +1,21 @@
 """
-Exercises: what GPT-2's successors changed, one change at a time, the easy ones first. You edit train_gpt2.py; the check
-fails until it is done, and says what it expects. README.md beside this file has the places to touch and the numbers.
+Exercises: what GPT-2's successors changed, one change at a time, the easy ones first. You edit train_gpt2.py, and for
+sampling play.py; the check fails until it is done, and says what it expects. README.md beside this file has the places
+to touch and the numbers.
 
     git switch -c rope                            # each on a branch: the facts of the other tests are GPT-2's
     python -m pytest exercises -k rope            # is it right? Seconds
     python -m pytest exercises -k rope -m slow    # is it as good? 500 steps of the laptop preset, half a minute
 
 The checks look at what a model does, not at how: write it as you like, but keep the names that they call: GPT,
-GPTConfig, get_lr, configure_optimizers, generate, and in the model attn, mlp, ln_1, ln_2, ln_f.
+GPTConfig, hidden, lm_head, get_lr, configure_optimizers, play.KVCache, play.generate, and in the model attn, mlp, ln_1,
+ln_2, ln_f.
 """
 import os
 import re
 import subprocess
 import sys
+import typing
 
 import conftest
 import pytest
@@ -20,9 +23,10 @@ import torch
 from small_runs import ROOT
 
 import finetune
-import train_gpt2
+import play
+from play import KVCache
 from support.console import UserError
-from train_gpt2 import GPT, GPTConfig, KVCache, TrainConfig, get_lr
+from train_gpt2 import GPT, GPTConfig, TrainConfig, get_lr
 
 V, C, L = 128, 96, 2  # vocabulary rows, channels and layers of the small model
 
@@ -71,6 +75,14 @@ def close(a, b, tolerance=1e-3):
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
+def cached_logits(model, idx, cache):
+    """Logits of the tokens that follow those in the cache, which appends them."""
+    T = idx.size(1)
+    x = model.hidden(idx, torch.arange(cache.n, cache.n + T), cache)
+    cache.advance(T)
+    return model.lm_head(x)
+
+
 def check_it_is_still_a_language_model(**changes):
     """What must survive every change: no look into the future, an exact cache, learning in every parameter."""
     model, idx = small_model(loud=4.0, **changes), tokens(2, 16)
@@ -80,8 +92,8 @@ def check_it_is_still_a_language_model(**changes):
         a, b = model(idx)[0], model(other)[0]
         expect(close(b[:, :9], a[:, :9], 1e-5), "a token changes the logits of positions before it")
         cache, parts = KVCache(16), (idx[:, :5], idx[:, 5:6], idx[:, 6:])
-        cached = torch.cat([model(part, cache=cache)[0] for part in parts], dim=1)
-        expect(close(cached, a), "with a cache (GPT.stream) other logits come out than without it")
+        cached = torch.cat([cached_logits(model, part, cache) for part in parts], dim=1)
+        expect(close(cached, a), "with the cache, play.KVCache, other logits come out than without it")
     model, seen = small_model(**changes).train(), tokens(4, 17)
     optimizer = model.configure_optimizers(0.0, 1e-2)
     for _ in range(60):
@@ -98,9 +110,9 @@ def check_it_is_still_a_language_model(**changes):
 # 1 sampling
 
 def test_top_p():
-    """nucleus(probs, p): keep the likeliest whose sum first reaches p. In GPT.stream they are sorted, not so here."""
-    nucleus = getattr(train_gpt2, "nucleus", None)
-    expect(nucleus, "write nucleus(probs, p) in train_gpt2.py: probs (B, V), in any order -> (B, V), zero but for the "
+    """nucleus(probs, p): keep the likeliest whose sum first reaches p. In sample_token they are sorted, not so here."""
+    nucleus = getattr(play, "nucleus", None)
+    expect(nucleus, "write nucleus(probs, p) in play.py: probs (B, V), in any order -> (B, V), zero but for the "
                     "fewest, likeliest tokens of each row whose sum is p or more, and each row sums to one again")
     probs = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.05, 0.05, 0.9]])
     left = torch.tensor([[0, 4 / 7, 0, 3 / 7], [0, 0, 0, 1]])
@@ -123,10 +135,10 @@ def test_min_p():
 
     def drawn(min_p):
         try:
-            rows = model.generate(row.expand(3000, 8), 1, top_k=V, min_p=min_p,
-                                  generator=torch.Generator().manual_seed(3))
+            rows = play.generate(model, row.expand(3000, 8), 1, top_k=V, min_p=min_p,
+                                 generator=torch.Generator().manual_seed(3))
         except TypeError as e:
-            pytest.fail(f"generate hands its settings on to GPT.stream, which lacks min_p: {e}", pytrace=False)
+            pytest.fail(f"play.generate hands its settings on to stream, which lacks min_p: {e}", pytrace=False)
         return set(rows[:, -1].tolist())
     for min_p in (0.5, 0.2):
         allowed = set((probs >= min_p * probs.max()).nonzero().flatten().tolist())
@@ -220,9 +232,9 @@ def test_rope():
     model, idx = small_model(loud=4.0), tokens(2, 9)
     with torch.no_grad():
         def logits(idx, position_ids=None):
-            return model(idx, position_ids=position_ids)[0]
+            return model.lm_head(model.hidden(idx, position_ids))
         here, there = logits(idx, torch.arange(9)), logits(idx, torch.arange(7, 16))
-        expect(close(there, here), "moving a text by 7 positions (forward's position_ids) changes its logits, though "
+        expect(close(there, here), "moving a text by 7 positions (hidden's position_ids) changes its logits, though "
                                    "only distances should count: is wpe still added?")
         expect(close(logits(idx), here), "position_ids may be None: the positions are 0 to T - 1 then")
         expect(close(logits(idx, torch.arange(9).expand(2, 9)), here),
@@ -247,7 +259,7 @@ def test_gqa():
                f"columns of C weights and a bias, {columns * (C + 1)} parameters, not {saved}")
         cache = KVCache(16)
         with torch.no_grad():
-            model(tokens(1, 4), cache=cache)
+            cached_logits(model, tokens(1, 4), cache)
         kept = sum(part.numel() for part in (*cache.keys.values(), *cache.values.values()))
         needed = 2 * L * 16 * n_kv_head * C // 4
         expect(kept == needed, f"the cache holds {kept} numbers; n_kv_head={n_kv_head} needs {needed}")
@@ -315,7 +327,7 @@ def test_lora():
     merged = lora.merge()
     expect(type(merged) is torch.nn.Linear and close(merged(x), expected, 1e-5),
            "merge() should be one nn.Linear, W + (A B)^T, that gives the same: a tuned model costs no more to run")
-    expect("lora" in finetune.TuneConfig.__dataclass_fields__["tune"].metadata["choices"],
+    expect("lora" in typing.get_args(finetune.TuneConfig.__dataclass_fields__["tune"].type),
            "let TuneConfig's tune take lora, too")
     model = finetune.TunedGPT(GPTConfig(16, V + 4, L, 4, C), V, finetune.Task("classify", [0, 1]))
     model.freeze("lora")

@@ -5,12 +5,12 @@ of --estimate or of the step line is made of. Nothing here builds a model or ask
 import re
 from dataclasses import replace
 
-from support.settings import check_settings
-
+# what the weights of a checkpoint fix
+SHAPE = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")
 CARDS = (8, 16, 24, 40, 80)  # GB of the cards that memory is computed for
 FILLED = 0.93  # the share of the free memory to plan with: gaps between tensors take the rest
 # HellaSwag's largest batch on CUDA, tokens and scored positions: see hellaswag.py
-HELLASWAG_TOKENS, HELLASWAG_POSITIONS = 16384, 4096
+HELLASWAG_TOKENS, HELLASWAG_PREDICTIONS = 16384, 4096
 PEAKS = {
     # dense TFLOP/s in 16 bits, by the maker's data sheets (not the sparse figures, which are twice
     # as large)
@@ -90,10 +90,10 @@ def copies(gpt_config, config, size, each):
     return needs
 
 
-def step_needs(gpt_config, config, size):
+def step_needs(gpt_config, config, size, compiled):
     """
-    Forward and backward of a micro batch. The activations are those that autograd keeps (counted
-    with saved_tensors_hooks, see the tests).
+    Forward and backward of a micro-batch. The activations are those that autograd keeps (counted
+    with saved_tensors_hooks, see the tests). Compiled code keeps about as much as eager code.
     """
     V, L, C = gpt_config.vocab_size, gpt_config.n_layer, gpt_config.n_embd
     tokens = config.B * config.T
@@ -107,9 +107,10 @@ def step_needs(gpt_config, config, size):
     else:
         kept, text = block * L + end, f"({block} * {L} + {end})"
     needs["activations"] = (tokens * C * kept, f"{tokens:,} tokens * {text} * {C} bytes")
-    # log-softmax in float32 of all tokens, and gradients for a piece of them at a time
-    rows = max(1024, tokens // 8)
-    needs["logits"] = ((tokens * 4 + rows * 10) * V, f"({tokens:,} * 4 + {rows:,} * 10) * {V:,}")
+    # eager: log-softmax, its gradient and the logits' gradient are in float32, all at once in
+    # backward. Compiled: only the logits (124M with B = 64 took 31.1 GB in all on an H200)
+    each = size if compiled else 12
+    needs["logits"] = (tokens * each * V, f"{tokens:,} tokens * {each} * {V:,}")
     return needs
 
 
@@ -126,16 +127,18 @@ def eval_needs(gpt_config, config, size, tokens, logits):
 
 
 def validation_needs(gpt_config, config, size):
-    """B rows. Their logits are there for a piece at a time: in 16 bits, float32, log-softmax."""
-    V, tokens = gpt_config.vocab_size, config.B * config.T
-    rows = min(tokens, max(1024, tokens // 8))
-    logits = (rows * 10 * V, f"{rows:,} * 10 * {V:,}")
+    """At most 8,192 tokens at a time, never compiled: see evaluate_val_loss in train_gpt2.py."""
+    V = gpt_config.vocab_size
+    tokens = config.T * min(config.B, max(1, 8192 // config.T))
+    # each logit, its log-softmax in float32, and, if the logit has 16 bits, its copy in float32
+    each = 10 if size == 2 else 8
+    logits = (tokens * each * V, f"{tokens:,} tokens * {each} * {V:,}")
     return eval_needs(gpt_config, config, size, tokens, logits)
 
 
 def hellaswag_needs(gpt_config, config, size):
-    """A batch, which does not depend on B: that of a step with B = 1 still needs more."""
-    V, tokens, positions = gpt_config.vocab_size, HELLASWAG_TOKENS, HELLASWAG_POSITIONS
+    """The largest batch, whatever B is. It is never compiled."""
+    V, tokens, positions = gpt_config.vocab_size, HELLASWAG_TOKENS, HELLASWAG_PREDICTIONS
     logits = ((positions * size + 256 * 8) * V, f"({positions:,} * {size} + 256 * 8) * {V:,}")
     needs = eval_needs(gpt_config, config, size, tokens, logits)
     # who may look at whom: true or false, once more while it is put together, and as a number
@@ -145,12 +148,10 @@ def hellaswag_needs(gpt_config, config, size):
 
 
 def samples_needs(gpt_config, config, size):
-    """Four rows at a time, a token each: what grows is their keys and values."""
-    L, C, T = gpt_config.n_layer, gpt_config.n_embd, gpt_config.block_size
-    needs = copies(gpt_config, config, size, each=4)
-    cache = 2 * L * 4 * T * C * size
-    needs["keys, values"] = (cache, f"2 * {L} layers * 4 rows * {T:,} * {C} * {size} bytes")
-    return needs
+    """Four rows of at most 208 tokens, see print_samples in train_gpt2.py."""
+    V, tokens = gpt_config.vocab_size, 4 * min(208, gpt_config.block_size)
+    logits = (tokens * size * V, f"{tokens:,} tokens * {size} * {V:,}")
+    return eval_needs(gpt_config, config, size, tokens, logits)
 
 
 def save_needs(gpt_config, config):
@@ -161,17 +162,17 @@ def save_needs(gpt_config, config):
     return {"a whole tensor": (8 * V * C, f"2 * 4 bytes * {V:,} * {C}")}
 
 
-def phases(gpt_config, config, n, dtype="bfloat16", hellaswag=True):
+def phases(gpt_config, config, n, dtype="bfloat16", hellaswag=True, compiled=False):
     """
     What each phase of training needs on each of n GPUs -> {phase: {what: (bytes, the arithmetic as
     text)}}, with the phases step, validation, hellaswag (if it is measured), samples and save;
-    without step and save for --max_steps=0. dtype: of the matmuls. What kernels borrow for a
-    moment, CUDA itself and fragmentation are an allowance.
+    without step and save for --max_steps=0. dtype: of the matmuls; compiled: is the step? What
+    kernels borrow for a moment, CUDA itself and fragmentation are an allowance.
     """
     size = 4 if dtype == "float32" else 2
     own = {}
     if config.max_steps > 0:
-        own["step"] = step_needs(gpt_config, config, size)
+        own["step"] = step_needs(gpt_config, config, size, compiled)
     own["validation"] = validation_needs(gpt_config, config, size)
     if hellaswag:
         own["hellaswag"] = hellaswag_needs(gpt_config, config, size)
@@ -190,13 +191,18 @@ def total(needs):
     return sum(size for size, _ in needs.values())
 
 
-def peak(gpt_config, config, n, dtype="bfloat16", hellaswag=True):
+def peak(gpt_config, config, n, dtype="bfloat16", hellaswag=True, compiled=False):
     """The phase that needs most -> its name, its bytes"""
     totals = {}
-    for phase, needs in phases(gpt_config, config, n, dtype, hellaswag).items():
+    for phase, needs in phases(gpt_config, config, n, dtype, hellaswag, compiled).items():
         totals[phase] = total(needs)
     highest = max(totals, key=totals.get)
     return highest, totals[highest]
+
+
+def is_compiled(config):
+    """Is the step compiled, on a GPU for which it can be? --shard excludes it."""
+    return config.compile is not False and config.shard == "no"
 
 
 def memory_text(gpt_config, config):
@@ -204,7 +210,7 @@ def memory_text(gpt_config, config):
     What memory a GPU needs with these settings, on 1, 2, 4 and 8 of them, phase by phase -> text,
     each number with its arithmetic.
     """
-    check_settings(gpt_config, config)
+    compiled = is_compiled(config)
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     flags = [f"B {config.B}", f"T {config.T}", f"--shard={config.shard}"]
     flags += ["--offload"] if config.offload else []
@@ -212,11 +218,11 @@ def memory_text(gpt_config, config):
     lines = [", ".join(flags)]
     before = None
     for n in (1, 2, 4, 8):
-        phase, most = peak(gpt_config, config, n, dtype, config.hellaswag)
+        phase, most = peak(gpt_config, config, n, dtype, config.hellaswag, compiled)
         fits = [f"{card} GB" for card in CARDS if most <= FILLED * card * 1e9]
         lines.append(f"{n} GPU(s): {most / 1e9:.1f} GB each ({phase}), fits "
                      f"{', '.join(fits) or 'none of ours'}")
-        all_needs = phases(gpt_config, config, n, dtype, config.hellaswag)
+        all_needs = phases(gpt_config, config, n, dtype, config.hellaswag, compiled)
         if all_needs == before:
             lines[-1] += ", as above"
             continue
@@ -224,15 +230,16 @@ def memory_text(gpt_config, config):
         for phase, needs in all_needs.items():
             parts = [f"{what} {size / 1e9:.2f} ({how})" for what, (size, how) in needs.items()]
             lines.append(f"    {phase:10} {total(needs) / 1e9:5.1f} = {'; '.join(parts)}")
-    lines.append(f"computed, not measured; weights and optimizer in float32, matmuls in {dtype}. "
-                 f"Fits: at most {FILLED:.0%} of a card")
+    lines.append(f"computed, not measured; weights and optimizer in float32, matmuls in {dtype}, "
+                 f"the step {'' if compiled else 'not '}compiled. Fits: at most {FILLED:.0%} of a "
+                 "card")
     return "\n".join(lines)
 
 
 def largest(gpt_config, config, n, card):
     """
     The largest B, a power of two, with as few flags as it takes to reach 4, or else as many as help
-    -> text
+    -> text. The step is compiled, but not with --shard.
     """
     best = (0, "")
     for flags in ("", "a", "s", "sa", "so", "sao"):
@@ -241,7 +248,8 @@ def largest(gpt_config, config, n, card):
         for B in (64, 32, 16, 8, 4, 2, 1):
             trial = replace(config, B=B, shard="all" if "s" in flags else "no",
                             offload="o" in flags, activation_checkpointing="a" in flags)
-            if peak(gpt_config, trial, n)[1] <= FILLED * card * 1e9:
+            _, needed = peak(gpt_config, trial, n, compiled=is_compiled(trial))
+            if needed <= FILLED * card * 1e9:
                 best = max(best, (B, flags), key=lambda b: b[0])
                 break
         if best[0] >= 4:

@@ -4,61 +4,74 @@ takes another B than you expect, or says that none fits.
 """
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
-from support.arithmetic import FILLED, peak, phases, total
+import torch
+
+from support.arithmetic import FILLED, held, peak, step_needs, total
+from support.compiling import compiles_in_all_processes
 from support.console import UserError, print0
 
 
-def choose_batch(plan, process, free):
+def compile_and_choose_batch(model, gpt_config, config, max_B, process):
     """
-    The B that was given. Or the largest, up to the preset's or the checkpoint's, for which a whole
-    number of micro steps makes a batch, and which fits. free: bytes that are free on the fullest
-    card, infinite if there is no card to ask -> B, micro steps. Or a UserError.
+    A collective. Choose B, and compile the first step of model with it, if process.compile. Where
+    compiling fails, choose again: the logits take more memory in eager code -> B. Or a UserError.
     """
-    config = plan.config
-    given = "B" in plan.given_flags
+    hellaswag = config.hellaswag
+    for compiled in ((True, False) if process.compile else (False,)):
+        B = choose_batch(gpt_config, config, max_B, process, hellaswag, compiled)
+        if not compiled or compiles_in_all_processes(model, B, config.T, process):
+            break
+    return B
+
+
+def choose_batch(gpt_config, config, max_B, process, hellaswag, compiled):
+    """
+    config.B, if it was typed. Otherwise the largest B up to max_B of which a whole number of
+    micro-batches makes a step, and which fits on the fullest card. hellaswag: is it measured?
+    compiled: is the step? -> B. Or a UserError.
+    """
     row = config.T * process.num_processes  # tokens a step at B = 1
-    candidates = [config.B] if given else range(config.B, 0, -1)
+    candidates = range(max_B, 0, -1) if config.B is None else [config.B]
     dividing = [B for B in candidates if config.total_batch_size % (B * row) == 0]
     if not dividing:
-        unit = config.B * row if given else row
+        unit = (config.B or 1) * row
         nearest = unit * max(1, round(config.total_batch_size / unit))
         raise UserError(f"total_batch_size {config.total_batch_size} is not a multiple of B * T * "
                         f"processes = {unit}: try --total_batch_size={nearest}")
     B = dividing[0]
-    if B < config.B:
-        print0(f"B {B}: the largest up to {config.B} of which whole micro batches make "
+    if config.B is not None:
+        return B
+    if B < max_B:
+        print0(f"B {B}: the largest up to {max_B} of which whole micro batches make "
                f"{config.total_batch_size} tokens on {process.num_processes} process(es)")
-    if not given and free < math.inf:
-        B = largest_that_fits(dividing, plan, process, free)
-    return B, config.total_batch_size // (B * row)
-
-
-def largest_that_fits(candidates, plan, process, free):
-    """The first of these B, the largest first, whose highest phase fits; says why -> B"""
+    free = process.card.free
+    if free == math.inf:  # not a GPU
+        return B
     dtype = str(process.dtype).removeprefix("torch.")
-    free_text = f"{free / 1e9:.1f} GB free"
+    code = "compiled" if compiled else "not compiled"
     larger = ""
-    for B in candidates:
-        config = replace(plan.config, B=B)
-        phase, needed = peak(plan.gpt_config, config, process.num_processes, dtype,
-                             plan.with_hellaswag)
+    for B in dividing:
+        phase, needed = peak(gpt_config, replace(config, B=B), process.num_processes, dtype,
+                             hellaswag, compiled)
         if needed <= FILLED * free:
-            print0(f"B {B}: needs {needed / 1e9:.1f} of {free_text}{larger}")
+            print0(f"B {B}: needs {needed / 1e9:.1f} of {free / 1e9:.1f} GB free, "
+                   f"{code}{larger}")
             return B
         larger = f"; {B} would need {needed / 1e9:.1f}"
-    raise UserError(f"even with --B=1 a run needs {needed / 1e9:.1f} ({phase}) of {free_text} on "
-                    "the fullest card: try --activation_checkpointing, --shard on several GPUs, "
-                    "or --shard --offload")
+    raise UserError(f"even with --B=1 a run needs {needed / 1e9:.1f} ({phase}) of "
+                    f"{free / 1e9:.1f} GB free on the fullest card: try "
+                    "--activation_checkpointing, --shard on several GPUs, or --shard --offload")
 
 
-def choose_items(config, plan, examples, process, free):
+def choose_items(gpt_config, config, task, examples, process):
     """
-    For finetune.py: how many items fit in a micro batch, and divide a process's share of a step.
-    config: a TuneConfig; examples: those to learn from; free: as above -> B, micro steps. Or a
-    UserError.
+    For finetune.py: the largest number of items that divides a process's share of a step and fits
+    on the fullest card. config: a TuneConfig; examples: the items to learn from -> B, number of
+    micro-steps. Or a UserError.
     """
-    embeds = plan.task.name == "embed"
+    embeds = task.name == "embed"
     share = config.batch // process.num_processes
     if share * process.num_processes != config.batch:
         raise UserError(f"--batch={config.batch} is not a multiple of {process.num_processes} "
@@ -72,10 +85,11 @@ def choose_items(config, plan, examples, process, free):
         if not dividing or config.B > 0 and config.B != dividing[0]:
             raise UserError(f"embed learns from the other items of a micro batch: try a --batch "
                             f"and a --B that divides it, as --batch={config.batch} --B={share}")
+    free = process.card.free
     if config.B > 0 or free == math.inf:
         return dividing[0], share // dividing[0]
     for B in dividing:
-        needed = items_need(B, config, plan, examples, process)
+        needed = items_need(B, gpt_config, config, task, examples, process)
         if needed <= FILLED * free:
             if embeds and B < share:
                 print0(f"B {B}: more of the {share} items do not fit, so each has fewer negatives")
@@ -84,14 +98,16 @@ def choose_items(config, plan, examples, process, free):
                     "GB free on the fullest card: try shorter texts, or a smaller --model")
 
 
-def items_need(B, config, plan, examples, process):
+def items_need(B, gpt_config, config, task, examples, process):
     """The bytes of finetune.py's step with B items, if all are as long as the longest."""
-    rows = max(len(example.rows) for example in examples)
+    rows = B * max(len(example.rows) for example in examples)
     T = max(len(row) for example in examples for row in example.rows)
-    dtype = str(process.dtype).removeprefix("torch.")
-    shape = replace(process.config, B=B * rows, T=T)
-    needs = phases(plan.gpt_config, shape, process.num_processes, dtype)["step"]
-    # not in parts, as those of training: in 16 bits, float32, log-softmax (counted, see the tests)
-    with_lm = config.lm_weight > 0 and plan.task.name != "embed"
-    needs["logits"] = (12 * shape.B * T * plan.gpt_config.vocab_size * with_lm, "")
-    return total(needs)
+    plain = SimpleNamespace(B=rows, T=T, max_steps=1, shard="no", offload=False,
+                            activation_checkpointing=False)
+    size = 4 if process.dtype == torch.float32 else 2
+    needs = {**held(gpt_config, plain, process.num_processes),
+             **step_needs(gpt_config, plain, size, compiled=False)}
+    # the language-model loss: 16-bit logits, their float32 copy, log-softmax (see the tests)
+    with_lm = config.lm_weight > 0 and task.name != "embed"
+    needs["logits"] = (12 * rows * T * gpt_config.vocab_size * with_lm, "")
+    return 1e9 + 1.1 * total(needs)  # with the allowance of phases()

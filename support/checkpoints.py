@@ -6,15 +6,17 @@ import hashlib
 import math
 import os
 import re
+import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
 
 from support import identity
-from support.arithmetic import count_parameters
-from support.console import UserError, one_line, print0
-from support.files import check_zip
-from support.settings import SHAPE
+from support.arithmetic import SHAPE, count_parameters
+from support.console import UserError, is_first_process, one_line, print0
+from support.files import atomic_write, check_zip
+from support.tokenizer import saved_spec
 
 
 # integers would load without a word, rounded or scaled by whoever made them
@@ -43,13 +45,12 @@ def list_all(log_dir):
     return [os.path.join(log_dir, name) for name in names]
 
 
-def find(config):
+def find(resume, log_dir, init_from=""):
     """
     The checkpoint that --resume asks for, as read() gives it, or None. `auto` is the newest good
     one in log_dir, and None where there is none yet; where none is good there is an error, so that
     you decide.
     """
-    resume, log_dir = config.resume, config.log_dir
     if identity.is_restart(log_dir) and list_all(log_dir):
         resume = "auto"  # torchrun has started us again after a crash
     if not resume:
@@ -66,7 +67,6 @@ def find(config):
             print0(f"warning: {e}; trying the one before")
             continue
         print0(f"resuming from {path}: {checkpoint['step']} steps are done")
-        init_from = getattr(config, "init_from", "")  # finetune.py has none
         if init_from:
             print0(f"--init_from={init_from} was for the beginning of the run")
         return checkpoint
@@ -118,9 +118,28 @@ def read(path):
             raise UserError(f"{broken}its {key} is not a dict")
     if not isinstance(checkpoint["tokenizer"].get("name"), str):
         raise UserError(f"{broken}its tokenizer has no name")
+    # code that saved a compiled or wrapped module left these prefixes in front of the names
+    checkpoint["model"] = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): w
+                           for name, w in checkpoint["model"].items()}
     check_model(checkpoint["config"], checkpoint["model"], path)
     checkpoint["config"] = {"dropout": 0.0, **checkpoint["config"]}
     return checkpoint
+
+
+def load_model(name, from_pretrained):
+    """
+    A checkpoint, the directory of a run (then its newest one), a Hugging Face directory or gpt2 ...
+    gpt2-xl -> dict of model (weights), config, tokenizer (its spec), path; from a checkpoint also
+    step, position, optimizer, ... from_pretrained: reads what is not a checkpoint -> GPT
+    """
+    of_run = list_all(name)
+    if of_run:
+        return read(of_run[-1])
+    if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
+        return read(name)
+    model = from_pretrained(name)
+    return {"model": model.state_dict(), "config": asdict(model.config),
+            "tokenizer": saved_spec(name), "path": name}
 
 
 def check_model(config, weights, source):
@@ -172,7 +191,11 @@ def identify_stream(loader, n=None):
         pieces = [(i * (n - 1024) // 63, 1024) for i in range(64)]
     found = hashlib.sha256()
     for start, size in pieces:
-        found.update(loader.read(start, size).numpy().astype("<u4"))
+        try:
+            tokens = loader.read_tokens(start, size)
+        except UserError as e:  # every process reads these tokens: one line is enough
+            raise UserError(str(e), who="node")
+        found.update(tokens.numpy().astype("<u4"))
     return {"tokens": n, "sha256": found.hexdigest()}
 
 
@@ -202,8 +225,6 @@ def check_stream(checkpoint, loader, stream, data_root):
 
 def load_weights(model, weights, source):
     """Copy a state dict into model; one line if its names or shapes are not the model's."""
-    # code that saved a compiled or wrapped module left these prefixes in front of the names
-    weights = {re.sub(r"^((module|_orig_mod)\.)+", "", key): w for key, w in weights.items()}
     try:
         model.load_state_dict(weights)
     except (RuntimeError, AttributeError) as e:
@@ -264,6 +285,40 @@ def restore(checkpoint, raw_model, optimizer, scaler):
     # changed them
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
+
+
+def is_sharded(model):
+    return hasattr(model, "unshard")  # a method that fully_shard adds
+
+
+def save(log_dir, keep_last, state, settings, step_seconds):
+    """
+    Write model_{step}.pt: state (model, optimizer, step, ...) and settings; then delete all but the
+    keep_last newest checkpoints. Every process calls this, the first one writes. step_seconds: how
+    long a step takes -> False if it could not be written
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    t0 = time.time()
+    path = os.path.join(log_dir, f"model_{state['step']:05d}.pt")
+    # sharded weights are gathered one by one, by all processes, into the first process's CPU
+    # memory; unsharded ones are not copied
+    sharded = is_sharded(state["model"])
+    options = StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
+    model, optimizer = get_state_dict(state["model"], state["optimizer"], options=options)
+    if not is_first_process():
+        return True
+    try:
+        os.makedirs(log_dir, exist_ok=True)  # or has somebody deleted the log?
+        with atomic_write(path) as f:  # tensor by tensor: no second copy of all
+            torch.save({**settings, **state, "model": model, "optimizer": optimizer}, f)
+        remove_old(path, keep_last)
+    except (OSError, RuntimeError) as e:  # torch.save makes a RuntimeError of some OSErrors
+        print0(f"warning: {path} could not be saved ({one_line(e)})")
+        return False
+    took = time.time() - t0
+    print0(f"saved {path} in {took:.1f}s (a stop on SIGTERM takes a step and a save: "
+           f"{took + step_seconds:.1f}s)")
+    return True
 
 
 def remove_old(saved, keep_last):

@@ -10,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from support.console import print0
+from support.processes import sum_over_processes
 
 
 def check_cache():
@@ -30,17 +31,19 @@ def check_cache():
         del os.environ["TORCHINDUCTOR_CACHE_DIR"]
 
 
-def try_compiled(model, B, T, device, autocast):
+def compiles_in_all_processes(model, B, T, process):
     """
-    Compile a model by its first forward and backward, on zeros (B, T) -> None, or a line that says
-    what failed: no C++ compiler, no Triton, an operation that Dynamo or Inductor lack. In DDP it
-    does not meet the other processes, where compiling may fail.
+    A collective. Compile a model by its first forward and backward, on zeros (B, T) -> bool. Where
+    it fails (no C++ compiler, no Triton, something that Dynamo or Inductor lack) a warning says
+    why, and from then on the model runs as eager code. DDP does not average here, because compiling
+    may fail in one process only.
     """
     error = None
-    x, y = torch.zeros(2, B, T, dtype=torch.long, device=device)
+    torch.compiler.set_stance("default")
+    x, y = torch.zeros(2, B, T, dtype=torch.long, device=process.device)
     alone = model.no_sync() if isinstance(model, DDP) else contextlib.nullcontext()
     try:
-        with alone, autocast:
+        with alone, process.autocast:
             _, loss = model(x, y)
             loss.backward()
     except torch.OutOfMemoryError:
@@ -48,4 +51,8 @@ def try_compiled(model, B, T, device, autocast):
     except (RuntimeError, OSError) as e:  # Dynamo's and Inductor's errors; those of their cache
         error = f"{type(e).__name__}: {e}".splitlines()[0]
     model.zero_grad(set_to_none=True)
-    return error
+    failures = sum_over_processes(error is not None)
+    if failures > 0:
+        torch.compiler.set_stance("force_eager")
+        print0(f"warning: going on without torch.compile: {error or 'it fails in another process'}")
+    return failures == 0

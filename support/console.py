@@ -112,10 +112,10 @@ def open_streams():
             getattr(sys, name).reconfigure(errors="replace")
 
 
-def progress(batches, what, flags):
+def progress(batches, what, if_slow):
     """
-    Yield from the list `batches` under a progress bar of the first process. If the first batch
-    shows that all will take over a minute, a line says how long, and which flags shorten it.
+    Yield from `batches` under a progress bar of the first process. If the first one shows that all
+    will take over a minute, a line says how long, and what would shorten it (if_slow).
     """
     t0 = time.time()
     # None: no bar where the output is a file or a pipe
@@ -130,7 +130,7 @@ def progress(batches, what, flags):
             bar.update()
         left = (time.time() - t0) * (len(batches) - 1)
         if i == 0 and left > 60:
-            print0(f"{what} takes about {left / 60:.0f} minutes here: {flags} would shorten it")
+            print0(f"{what} takes about {left / 60:.0f} minutes here: {if_slow} would shorten it")
     with contextlib.suppress(OSError):
         bar.close()
 

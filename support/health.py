@@ -45,7 +45,7 @@ def public_runs(step, gpt_config, config):
     lecture = type(config)()  # the defaults are the lecture's
     if gpt_config != type(gpt_config)():
         return None
-    if any(getattr(config, name) != getattr(lecture, name) for name in RECIPE):
+    if any(getattr(config, name, None) != getattr(lecture, name, 0) for name in RECIPE):
         return None
     columns = read_reference()
     if step not in columns["step"] or data_source(config.data_root) != SAMPLE_10BT:
@@ -64,7 +64,7 @@ def laptop_runs(step, gpt_config, config):
     with open(asset("laptop_curve.json"), encoding="utf-8") as f:
         curve = json.load(f)
     settings = {**asdict(gpt_config), **asdict(config)}
-    if any(settings[name] != value for name, value in curve["settings"].items()):
+    if any(settings.get(name) != value for name, value in curve["settings"].items()):
         return None
     same_text = (os.path.isfile(config.data_root)
                  and os.path.getsize(config.data_root) == curve["bytes"])
@@ -95,13 +95,14 @@ def check_numbers(step, loss, norm, recent, scaler, loader, config):
     # where gradients overflow float16 the scaler skips the step and takes a smaller scale: that is
     # no fault
     if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
-        shard, offset = loader.locate(loader.position - config.total_batch_size)
+        place = ""
+        if loader is not None:
+            shard, offset = loader.locate(loader.position - config.total_batch_size)
+            place = (f", in the {config.total_batch_size} tokens from "
+                     f"{getattr(shard, 'filename', config.data_root)} offset {offset} on")
         last = (checkpoints.list_all(config.log_dir) or ["none"])[-1]
-        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}, in the "
-                        f"{config.total_batch_size} tokens from "
-                        f"{getattr(shard, 'filename', config.data_root)} offset {offset} on. Last "
-                        "good checkpoint: "
-                        f"{last}. Try --resume=auto with a smaller --max_lr")
+        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}{place}. Last good "
+                        f"checkpoint: {last}. Try --resume=auto with a smaller --max_lr")
     if len(recent) == 100 and norm > 4 * max(recent):
         print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} "
                "before")

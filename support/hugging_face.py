@@ -1,85 +1,131 @@
 """
-GPT-2 in Hugging Face's files, config.json and model.safetensors, in and out. Come here when a
-directory is refused, or when another program does not read ours. (The tokenizer's files are in
+GPT-2 in Hugging Face's formats, in and out: transformers reads and writes the files. Come here when
+a directory is refused, or when another program does not read ours. (The tokenizer's files are in
 tokenizer.py.)
 """
+import contextlib
 import json
 import os
 
-from support.checkpoints import check_model
+import torch
+
+from support.arithmetic import SHAPE
 from support.console import UserError, one_line
 from support.files import atomic_write
-from support.settings import SHAPE
 
-# where other values make another model than ours, the config must have these (or not mention them)
+# where a config has other values than these, it describes another model than our GPT
 SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-        "n_inner": None, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-        "tie_word_embeddings": True}
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False, "tie_word_embeddings": True}
 THEIR_NAMES = {"block_size": "n_positions"}  # the others are called as ours
-MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, a constant, in some files
-FILES = ("config.json", "model.safetensors")
+# OpenAI's linear layers, called Conv1D, store (in, out), but nn.Linear (out, in)
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+def read_gpt2(name):
+    """
+    A directory, or gpt2 ... gpt2-xl from the hub -> transformers' GPT2LMHeadModel, in float32.
+    UserError for a directory that is damaged or holds another model than our GPT.
+    """
+    from transformers import AutoConfig, GPT2LMHeadModel
+    folder = find_folder(name)
+    try:
+        with quiet_transformers():
+            # trust_remote_code: a directory may bring Python files, which are never run
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            check_config(config, name)
+            model, report = GPT2LMHeadModel.from_pretrained(
+                folder, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as e:  # transformers', torch's and safetensors', of many kinds
+        raise UserError(f"cannot load {name}: {one_line(e)}: give a directory with a GPT-2, as "
+                        "transformers saves it")
+    check_weights(model, report, name)
+    return model
 
 
 def find_folder(name):
-    """
-    A directory, or the hub's copy of gpt2 ... gpt2-xl, downloaded -> the path of a directory with
-    FILES
-    """
-    folder = name
-    if not os.path.isdir(name):
-        from huggingface_hub import snapshot_download
-        try:
-            folder = snapshot_download(f"openai-community/{name}", allow_patterns=FILES)
-        except Exception as e:
-            # no network, no such model, no space: its libraries have many ways to say it
-            raise UserError(f"cannot load {name}: {one_line(e)}: set HF_ENDPOINT to a mirror, or "
-                            "give a directory")
-    for file in FILES:
-        if not os.path.isfile(os.path.join(folder, file)):
-            # never opened: a pickle can run anything
-            raise UserError(f"cannot load {name}: it has no {file} (a pytorch_model.bin is "
-                            "converted by python -c "
-                            f"\"from transformers import GPT2LMHeadModel as M; "
-                            f"M.from_pretrained('{name}').save_pretrained('{name}')\")")
-    return folder
-
-
-def read(name):
-    """
-    A directory, or gpt2 ... gpt2-xl from the hub -> the shape (dict of SHAPE), and the weights by
-    the names in the file. Whatever is not a GPT-2 of ours: one line.
-    """
-    folder = find_folder(name)
-    from safetensors.torch import load_file
-    broken = f"cannot load {name}: "
+    """A directory, or the hub's copy of gpt2 ... gpt2-xl, downloaded -> path of a directory"""
+    if os.path.isdir(name):
+        return name
+    from huggingface_hub import snapshot_download
     try:
-        with open(os.path.join(folder, FILES[0]), encoding="utf-8") as f:
-            config = json.load(f)
-        weights = load_file(os.path.join(folder, FILES[1]))
-    except Exception as e:  # json's and safetensors': no JSON, nested too deeply, a damaged file
-        raise UserError(f"{broken}{one_line(e)}")
-    if not isinstance(config, dict):
-        raise UserError(f"{broken}its config.json is not a dict")
+        return snapshot_download(f"openai-community/{name}",
+                                 allow_patterns=["config.json", "model.safetensors"])
+    except Exception as e:  # huggingface_hub's, of many kinds: no network, no space, ...
+        raise UserError(f"cannot download {name}: {one_line(e)}: set HF_ENDPOINT to a mirror, or "
+                        "give a directory")
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Without transformers' warnings and its bar "Loading weights": read_gpt2 has its own checks"""
+    from transformers.utils import logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_config(config, name):
+    """UserError for a transformers config that our GPT cannot express."""
     for key, ours in SAME.items():
-        if config.get(key, ours) != ours:
-            raise UserError(f"{broken}{key} is {config[key]!r} there and {ours!r} here")
-    for key, w in weights.items():
-        if w.dim() > 2 and not key.endswith(MASKS):
-            raise UserError(f"{broken}{key} has {w.dim()} dimensions, which no weight of GPT-2 has")
-    shape = {ours: config.get(THEIR_NAMES.get(ours, ours)) for ours in SHAPE}
-    check_model(shape, weights, name)
-    return shape, weights
+        theirs = getattr(config, key, None)
+        if theirs != ours:
+            raise UserError(f"cannot load {name}: {key} is {theirs!r} there and {ours!r} here")
+    if config.n_inner not in (None, 4 * config.n_embd):
+        raise UserError(f"cannot load {name}: n_inner is {config.n_inner} there and 4 * n_embd "
+                        "here")
+
+
+def check_weights(model, report, name):
+    """UserError unless each weight was in the file, finite, and nothing was left over."""
+    # causal masks, a constant that older versions of transformers saved too
+    unexpected = [key for key in report["unexpected_keys"] if not key.endswith(".masked_bias")]
+    problems = {"has no": report["missing_keys"], "has unknown weights": unexpected,
+                # each with the two shapes
+                "has other shapes of": [key for key, *_ in report["mismatched_keys"]],
+                "has nan or infinity in": [key for key, w in model.state_dict().items()
+                                           if not torch.isfinite(w).all()]}
+    for problem, keys in problems.items():
+        if keys:
+            raise UserError(f"cannot load {name}: it {problem} {', '.join(sorted(keys)[:3])}")
+
+
+def save_pretrained(model, folder, n_vocab=None, eot=50256):
+    """
+    A GPT -> a folder that transformers' AutoModelForCausalLM loads. n_vocab: number of rows that
+    are tokens; the padding after them is left out. Raises OSError.
+    """
+    weights = transposed(model.state_dict())
+    head = weights.pop("lm_head.weight")[:n_vocab]
+    weights["transformer.wte.weight"] = head  # tied, stored once
+    shape = {name: getattr(model.config, name) for name in SHAPE}
+    write(folder, {**shape, "vocab_size": len(head)}, eot, weights)
+
+
+def transposed(weights):
+    """A state dict of nn.Linear layers -> one of Conv1D layers"""
+    return {key: w.t() if key.endswith(CONV1D) else w for key, w in weights.items()}
 
 
 def write(folder, shape, eot, weights, more=None):
     """
-    The inverse, with a generation_config.json: transformers loads the folder. more: what another
-    model than a language model has in its config (dict). Raises OSError.
+    Write the files that transformers loads: weights (dict, in its names and layouts), a config.json
+    and a generation_config.json. more: further entries of config.json (dict), for models with
+    another head. Raises OSError.
     """
     from safetensors.torch import save
     tokens = {"bos_token_id": eot, "eos_token_id": eot}
     theirs = {THEIR_NAMES.get(ours, ours): n for ours, n in shape.items()}
-    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, **tokens, **(more or {})}
+    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, "n_inner": None, **tokens,
+              **(more or {})}
     weights = {name: w.detach().contiguous() for name, w in weights.items()}
     generation = {**tokens, "transformers_version": "4.50.0"}
     files = {"model.safetensors": save(weights, {"format": "pt"}),
@@ -93,7 +139,7 @@ def write(folder, shape, eot, weights, more=None):
 
 def write_tuned(folder, config, weights, tokenizer, task, pad):
     """
-    The same for a tuned model: of classify and entail for transformers, of embed for
+    Write a tuned model's files: of classify and entail for transformers, of embed for
     sentence-transformers. pad: the id of padding. Raises OSError, or a UserError for other tasks.
     """
     if task.name not in ("classify", "entail", "embed"):
@@ -114,14 +160,14 @@ def write_tuned(folder, config, weights, tokenizer, task, pad):
 
 def write_pooling(folder, n_embd, block_size):
     """
-    What sentence-transformers needs beside the model to make the vectors of finetune.py's embed: a
-    list of three modules, the settings of the first two, none for the third. Raises OSError.
+    Write what sentence-transformers needs beside the model to compute the vectors of finetune.py's
+    embed: a list of three modules, and the settings of the first two. Raises OSError.
     """
     kinds = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"),
              ("2", "2_Normalize", "Normalize"))
     modules = [{"idx": int(number), "name": number, "path": path,
                 "type": f"sentence_transformers.models.{kind}"} for number, path, kind in kinds]
-    # the t-th token counts t times, and padding nothing
+    # token number t has weight t, and padding none
     pooling = {"word_embedding_dimension": n_embd, "pooling_mode_mean_tokens": False,
                "pooling_mode_weightedmean_tokens": True}
     files = {"modules.json": modules,

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
@@ -97,6 +96,45 @@ def check_kernels(card):
 
 
 # --- where processes meet -------------------------------------------------------------------------
+
+def join_processes(device, shard, timeout_s):
+    """
+    Find out which process this is, find its card, and wait for the other processes of the run, at
+    most timeout_s seconds. device, shard: --device and --shard
+    -> rank, number of processes, Card. Its `free` is that of the fullest card of the run.
+    """
+    rank, local_rank, num_processes = read_ranks()
+    card = find_card(device, local_rank, num_processes)
+    check_kernels(card)
+    if is_distributed() or shard != "no":
+        if card.kind == "mps":
+            raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
+                            "--shard")
+        # NCCL for GPU tensors, gloo for CPU tensors. With gloo alone everything distributed runs on
+        # a laptop, too
+        meet("cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo", timeout_s)
+    card.free = min_over_processes(card.free)
+    return rank, num_processes, card
+
+
+def sum_over_processes(value):
+    """A collective. value: a number or a tensor with one number -> float"""
+    return reduce_over_processes(value, dist.ReduceOp.SUM)
+
+
+def min_over_processes(value):
+    """A collective. value: a number or a tensor with one number -> float"""
+    return reduce_over_processes(value, dist.ReduceOp.MIN)
+
+
+def reduce_over_processes(value, op):
+    if not dist.is_initialized():
+        return float(value)
+    # a tensor on the GPU is reduced by NCCL; a number of the CPU by gloo, while the GPU goes on
+    value = torch.as_tensor(value, dtype=torch.float64)
+    dist.all_reduce(value, op)
+    return value.item()
+
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it tells us
 ADVICE = "start with torchrun, or unset them"
@@ -193,56 +231,29 @@ def is_out_of_memory(e):
     return any(text in str(e) for text in words)
 
 
-# a function that train_gpt2.main calls -> what it was doing there, and what would take less memory.
-# Any other call is a part of the step
-PHASES = {
-    "__init__": ("making the model", "a smaller --vocab_size, --block_size, --n_embd or --n_layer"),
-    "wrap_model": ("bringing the model to the device", "a smaller model, or --shard --offload"),
-    "evaluate_hellaswag": ("HellaSwag", "--no-hellaswag"),
-    "print_samples": ("writing samples", "a smaller --block_size"),
-    "save_checkpoint": ("saving", "a smaller model, or --shard --offload"),
-}
-
-
-def called_by_main(e):
-    """Which function of train_gpt2.py was its main in, when e was raised? -> name, or "" """
-    file = ""
-    by_main = ""
-    for frame in traceback.extract_tb(e.__traceback__):  # the outermost call first
-        if frame.name == "main":
-            file = frame.filename
-        elif frame.name == "try_compiled":
-            return ""  # within wrap_model, but it is a step already
-        elif frame.filename == file and not by_main:
-            by_main = frame.name
-    return by_main
-
-
-def out_of_memory(e, B):
-    """In which phase of train_gpt2.main memory ran out, and what to try -> text"""
-    by_main = called_by_main(e)
-    if by_main in PHASES:
-        phase, advice = PHASES[by_main]
-        return f"out of memory while {phase}: try {advice}"
-    phase = "validation" if by_main == "evaluate_val_loss" else "a step"
-    advice = f"--B={B // 2}"
-    if B == 1:  # no fewer rows
-        advice = "a smaller --T, --activation_checkpointing, or on several GPUs --shard --offload"
-    return f"out of memory in {phase} with --B={B}: try {advice}"
-
-
-def explain(e, B, advice=""):
+def explain(e, phase, advice):
     """
-    An exception that ended a run -> the UserError that says it, or the exception, if it is a fault
-    of ours. advice: what to try when memory runs out, in a program without phases
+    An exception that ended a run -> the UserError that explains it, or the exception itself if it
+    is a bug. phase, advice: what was going on, and what to try if memory ran out there
     """
-    if is_out_of_memory(e):
-        # nothing is tried for you, who may not be looking
-        line = f"out of memory: try {advice}" if advice else out_of_memory(e, B)
-        return UserError(line, who="me")
-    if isinstance(e, dist.DistError) or "gloo" in str(e):
+    if is_out_of_memory(e):  # nothing is tried for the user, who may not be looking
+        during = f" in {phase}" if phase else ""
+        return UserError(f"out of memory{during}: try {advice or 'a smaller --B'}", who="me")
+    if isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e):
         return UserError(f"lost another process: {str(e)[:200]}", who="me", exit_code=1)
     return e
+
+
+@contextlib.contextmanager
+def orderly_end(phase, advice):
+    """Around a program that does not train: explain what ends it, and leave the other processes."""
+    try:
+        yield
+    except RuntimeError as e:
+        raise explain(e, phase, advice) from e
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -257,30 +268,37 @@ class Signal(NamedTuple):
     when: float  # by time.time()
 
 
-def catch_signals(catch=True):
+class Signals:
     """
-    From now on the signals that ask a run to stop are noted in the list that comes back; a second
-    one ends the process at once. catch=False: as before.
+    Notes the signals that ask a run to stop, in `noted`, between catch() and restore(). A second
+    one ends the process at once.
     """
-    noted = []  # of Signal
 
-    def note(number, frame):
-        # torchrun hands a Ctrl-C, which we have had from the terminal already, on to us: within a
-        # second it is the same
-        if not noted or is_distributed() and time.time() - noted[0].when < 1:
-            noted.append(Signal(signal.Signals(number).name, time.time()))
-            if len(noted) == 1 and is_first_process():  # (print is not allowed in a handler)
-                with contextlib.suppress(OSError):  # the terminal has gone, or the disk is full
-                    os.write(2, b"stopping after this step; the same again stops at once\n")
-        else:
+    def __init__(self):
+        self.noted = []  # of Signal
+        self.before = {}  # signal number -> the handler to restore
+
+    def catch(self):
+        for name in STOP_SIGNALS:
+            number = getattr(signal, name, None)  # Windows has not all of them
+            # nohup ignores SIGHUP: a lost connection is no reason to stop
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self.note)
+
+    def restore(self):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before.clear()
+
+    def note(self, number, frame):
+        # torchrun passes on a Ctrl-C that the terminal has sent us already: within a second it is
+        # the same one
+        if self.noted and not (is_distributed() and time.time() - self.noted[0].when < 1):
             os._exit(128 + number)
-    for name in STOP_SIGNALS:
-        number = getattr(signal, name, None)  # Windows has not all of them
-        if number is None or signal.getsignal(number) == signal.SIG_IGN:
-            continue  # nohup has said that a lost connection is no reason to stop
-        before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, note if catch else before)
-    return noted
+        self.noted.append(Signal(signal.Signals(number).name, time.time()))
+        if len(self.noted) == 1 and is_first_process():  # (print is not allowed in a handler)
+            with contextlib.suppress(OSError):  # the terminal has gone, or the disk is full
+                os.write(2, b"stopping after this step; the same again stops at once\n")
 
 
 # --- memory ---------------------------------------------------------------------------------------

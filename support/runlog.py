@@ -37,18 +37,8 @@ class RunLog:
     lock: FileLock | None = None  # held while this object lives: one run in a log directory
     events: object = None  # TensorBoard's SummaryWriter, if asked for
     waiting: list = field(default_factory=list)  # lines that a full disk has refused so far
-    first_step: int = 0
-    max_steps: int = 0
     settings: dict = field(default_factory=dict)  # what settings.json holds
     began: float = field(default_factory=time.time)
-
-    def time_left(self, step):
-        """What the steps to do will take, if they take as long as those that are done -> text"""
-        done = step - self.first_step
-        if done == 0:
-            return "time left: known after some steps"
-        seconds = (time.time() - self.began) / done * (self.max_steps - step)
-        return f"{seconds / 60:.1f} min left"
 
     def write(self, step, **streams):
         """
@@ -71,6 +61,13 @@ class RunLog:
         except OSError as e:
             print0(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
                   "lines wait")
+
+    def close(self):
+        """Let other runs write to this directory, also while this process goes on."""
+        if self.events:
+            self.events.close()
+        if self.lock:
+            self.lock.release()
 
     def make_again(self):
         """
@@ -103,19 +100,17 @@ def append(path, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def open_log(log_dir, settings, checkpoint):
+def open_log(log_dir, data, settings, checkpoint, tensorboard):
     """
     Prepare log_dir -> RunLog. A run that goes on from a checkpoint (dict) in log_dir goes on in its
     log; any other one moves aside what it finds there. A directory that another process is writing
-    to is refused.
+    to, or that is data (a path, or ""), is refused.
     """
-    flag = "--out" if "out" in settings["train_config"] else "--log_dir"  # in finetune.py --out
-    check_log_dir(log_dir, settings["train_config"]["data_root"], flag)
+    check_log_dir(log_dir, data)
     path = os.path.join(log_dir, "log.txt")
     first_step = checkpoint["step"] if checkpoint else 0
-    advice = f"choose another place with {flag}"
-    # before anything is moved
-    writer = tensorboard_writer() if settings["train_config"]["tensorboard"] else None
+    advice = "choose another place with --log_dir"
+    writer = tensorboard_writer() if tensorboard else None  # before anything is moved
     try:
         os.makedirs(log_dir, exist_ok=True)
         lock = lock_directory(log_dir, advice)
@@ -133,31 +128,28 @@ def open_log(log_dir, settings, checkpoint):
             events = writer(log_dir, purge_step=first_step if goes_on else None)
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
-    return RunLog(path, lock, events, first_step=first_step,
-                  max_steps=settings["train_config"]["max_steps"], settings=settings)
+    return RunLog(path, lock, events, settings=settings)
 
 
-def check_log_dir(log_dir, data_root, flag="--log_dir"):
-    """
-    UserError if log_dir, the value of flag, is a folder for something else, or holds what only
-    looks like a log.
-    """
-    folders = {"the data": data_root, "the program": PROGRAM, "a home": os.path.expanduser("~")}
+def check_log_dir(log_dir, data):
+    """UserError if log_dir is a folder for something else, or has what only looks like a log."""
+    folders = {"the data": data or log_dir + "/data", "the program": PROGRAM,
+               "a home": os.path.expanduser("~")}
     for what, folder in folders.items():
         if os.path.realpath(log_dir) == os.path.realpath(folder):
-            raise UserError(f"{flag}={log_dir} is the folder of {what}: choose one for the run, "
-                            f"as {flag}=log", who="me")
-    at_home = os.path.realpath(os.path.dirname(data_root)) == os.path.realpath(log_dir)
-    if at_home and is_ours(os.path.basename(data_root)):
-        raise UserError(f"--data_root={data_root} has the name of a file that a run writes there: "
-                        f"choose another {flag}", who="me")
+            raise UserError(f"--log_dir={log_dir} is the folder of {what}: choose one for the run, "
+                            "as --log_dir=log", who="me")
+    at_home = os.path.realpath(os.path.dirname(data)) == os.path.realpath(log_dir)
+    if at_home and is_ours(os.path.basename(data)):
+        raise UserError(f"--data_root={data} has the name of a file that a run writes there: "
+                        "choose another --log_dir", who="me")
     if not os.path.isdir(log_dir):
         return
     for name in filter(is_ours, os.listdir(log_dir)):
         path = os.path.join(log_dir, name)
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would keep us waiting
             raise UserError(f"{path} is no file: move it away, or choose another place with "
-                            f"{flag}", who="me")
+                            "--log_dir", who="me")
 
 
 def tensorboard_writer():

@@ -15,7 +15,8 @@ def shard_model(raw_model, shard, offload, device_type):
     until the last one, they would take 4 bytes a parameter.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import (CPUOffloadPolicy, OffloadPolicy, fully_shard,
+                                        register_fsdp_forward_method)
     n = dist.get_world_size()
     if shard == "node":
         # shares within a machine, whose GPUs are well connected; between machines copies, which
@@ -31,3 +32,5 @@ def shard_model(raw_model, shard, offload, device_type):
     # losses would no longer be those of DDP
     for module in (*raw_model.transformer.h, raw_model):
         fully_shard(module, mesh=mesh, offload_policy=policy)
+    # a call of `hidden` gathers the embeddings and ln_f, as a call of forward does
+    register_fsdp_forward_method(raw_model, "hidden")

@@ -14,13 +14,14 @@ import shutil
 import stat
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, print0
 from support.files import ASSETS, atomic_write, lock_directory, remove_half_written
-from support.tokenizer import gpt2_tokenizer, load_tokenizer
+from support.tokenizer import gpt2_tokenizer, load_tokenizer, tokenize_file
 
 IN_USE = "wait for it, or choose another --out"
 COUNTS = ("documents", "tokens", "bytes", "mended", "skipped")
@@ -86,6 +87,7 @@ class TokenFile:
     dtype: np.dtype
     size: int  # tokens
     offset: int  # bytes of the header before them
+    n_vocab: int | None = None  # size of the vocabulary, if it is known
 
     def __len__(self):
         return self.size
@@ -103,6 +105,11 @@ class TokenFile:
             raise UserError(f"{self.filename} ends at offset {start + len(tokens)}: it had "
                             f"{self.size} "
                             "tokens when this run began. Has it been written anew?", who="me")
+        # on a GPU, an id beyond the vocabulary would fail inside a kernel
+        if self.n_vocab is not None and len(tokens) > 0 and tokens.max() >= self.n_vocab:
+            raise UserError(f"{self.filename} has token {tokens.max()} at offset "
+                            f"{start + tokens.argmax()}: there are only {self.n_vocab}; the file "
+                            "is damaged, or was made with another tokenizer", who="me")
         return tokens
 
     def __array__(self, dtype=None, copy=None):
@@ -110,8 +117,8 @@ class TokenFile:
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
 
-def open_shard(path):
-    """A shard -> its tokens, of which none is read yet. Or one line, if it is no shard."""
+def load_tokens(path):
+    """A shard, a flat .npy array of uint16 or uint32 ids -> its tokens, read slice by slice"""
     try:
         tokens = read_header(path)
     except UserError:
@@ -120,6 +127,38 @@ def open_shard(path):
         raise UserError(f"{path} is not a token shard ({str(e)[:99]!r}): delete it, run python "
                         "fineweb.py again", who="node")
     return TokenFile(path, tokens.dtype, len(tokens), tokens.offset)
+
+
+class Data(NamedTuple):
+    """What --data_root holds."""
+    tokenizer: object
+    train: list  # arrays of token ids, one after the other a stream
+    val: list
+
+
+def load_data(data_root, tokenizer_name, T, start=None):
+    """
+    A directory of shards, or a text file and the name of its tokenizer -> Data. T: tokens in a row,
+    which each split must have; start: the weights to start from (dict), whose tokenizer this must
+    be. UserError if it is not.
+    """
+    if os.path.isfile(data_root):
+        data = Data(*tokenize_file(data_root, tokenizer_name))
+    else:
+        train, val = ([load_tokens(path) for path in list_shards(data_root, split)]
+                      for split in ("train", "val"))
+        data = Data(load_meta(data_root), train, val)  # the tokenizer that made the shards
+        for shard in (*train, *val):
+            shard.n_vocab = data.tokenizer.n_vocab
+    for split in ("train", "val"):
+        tokens = sum(map(len, getattr(data, split)))
+        if tokens <= T:
+            raise UserError(f"the {split} split of {data_root} has {tokens} tokens: too short for "
+                            f"a row of {T}: try a smaller --T, or --preset=laptop")
+    if start is not None and start["tokenizer"] != data.tokenizer.spec:
+        raise UserError(f"the model's vocabulary is not that of {data_root}: is it the right "
+                        "--data_root and --tokenizer?")
+    return data
 
 
 def no_data(root):

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from support import checkpoints
 from support.console import UserError
 from support.processes import Card
 from support.tokenizer import gpt2_tokenizer
-from train_gpt2 import GPT, GPTConfig, load_checkpoint
+from train_gpt2 import GPT, GPTConfig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = ("--tokenizer=char --device=cpu --dtype=float32 --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --T=32 --B=4 "
@@ -34,9 +35,9 @@ H100 = Card("cuda", torch.device("cuda", 0), "NVIDIA H100 80GB HBM3", capability
 
 
 def a_process(autocast=None, rank=0, num_processes=1):
-    """What an eval asks of a process: one on the CPU that nobody asks to stop."""
+    """What an eval asks of a process: one on the CPU."""
     return SimpleNamespace(rank=rank, num_processes=num_processes, device=torch.device("cpu"),
-                           autocast=autocast or contextlib.nullcontext(), stop_requested=lambda: False)
+                           autocast=autocast or contextlib.nullcontext())
 
 
 def refusal(function, *args, exit_code=2):
@@ -86,7 +87,7 @@ def read_log(log_dir):
 
 def states(checkpoint):
     """All tensors of a checkpoint, model and optimizer, by name."""
-    c = load_checkpoint(str(checkpoint))
+    c = checkpoints.read(str(checkpoint))
     moments = {f"{name}.{k}": v for name, s in c["optimizer"]["state"].items() for k, v in s.items()}
     return {**c["model"], **moments}
 

@@ -6,6 +6,7 @@ from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled
 from torch.nn import functional as F
 
 import hellaswag
+import play
 from train_gpt2 import GPT, GPTConfig
 
 
@@ -27,15 +28,15 @@ def test_evals_and_samples_do_without_cudnns_plans(with_cudnn):
     model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
     item = hellaswag.Item([7, 8], [[9, 10]] * 4, 0)
     hellaswag.evaluate(model, [item], a_process(), batch_tokens=64)
-    model.generate(torch.zeros(1, 2, dtype=torch.long), 3)
+    play.generate(model, torch.zeros(1, 2, dtype=torch.long), 3)
     assert with_cudnn == [(False, True)] * 4
 
 
 def test_training_may_use_cudnn(with_cudnn):
-    """Between two samples, too: what a generator of tokens leaves behind is what was there before."""
+    """Between two sampled tokens, too: play.stream restores what was allowed before it yields."""
     model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
     x = torch.zeros(1, 2, dtype=torch.long)
-    tokens = model.stream(x)
+    tokens = play.stream(model, x)
     next(tokens)
     model(x, x)
     assert with_cudnn == [(False, True), (True, True)]

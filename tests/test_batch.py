@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,68 +12,72 @@ import torch
 from small_runs import H100, ROOT, refusal
 
 import train_gpt2
+from support import batch, checkpoints, processes
 from support.batch import choose_batch
-from train_gpt2 import GPTConfig, TrainConfig, replace
+from train_gpt2 import GPTConfig, TrainConfig
 
 
-def choose(free=math.inf, processes=1, given=None, dtype=torch.bfloat16, hellaswag=True, preset="gpt2", **settings):
+def choose(free=math.inf, processes=1, dtype=torch.bfloat16, hellaswag=True, compiled=True, preset="gpt2", max_B=64,
+           **settings):
     """choose_batch with 124M's shape, or a preset's; free in bytes."""
     values = {name: train_gpt2.PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
-    plan = SimpleNamespace(gpt_config=GPTConfig(**values), config=TrainConfig(**settings), given_flags=given or {},
-                           with_hellaswag=hellaswag)
-    return choose_batch(plan, SimpleNamespace(num_processes=processes, dtype=dtype), free)
+    process = SimpleNamespace(num_processes=processes, dtype=dtype, card=replace(H100, free=free))
+    return choose_batch(GPTConfig(**values), TrainConfig(**settings), max_B, process, hellaswag, compiled)
 
 
 def test_a_whole_number_of_micro_batches_makes_a_step(capsys):
     """Without --B the largest one that divides is taken, and said if it is not the usual one; --B itself is obeyed."""
-    assert choose() == (64, 8)
-    assert choose(processes=8) == (64, 1)
-    assert choose(B=5, total_batch_size=15 * 1024, given={"B": 5}, processes=3) == (5, 1)
+    assert choose() == 64
+    assert choose(processes=8) == 64
+    assert choose(B=5, total_batch_size=15 * 1024, processes=3) == 5
     assert capsys.readouterr().out == ""
-    assert choose(total_batch_size=6 * 1024) == (6, 1)
+    assert choose(total_batch_size=6 * 1024) == 6
     assert capsys.readouterr().out == ("B 6: the largest up to 64 of which whole micro batches make 6144 tokens on 1 "
                                        "process(es)\n")
-    assert choose(total_batch_size=6 * 1024, processes=2) == (3, 1)
+    assert choose(total_batch_size=6 * 1024, processes=2) == 3
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_step():
-    assert "try --total_batch_size=540672" in refusal(lambda: choose(B=48, given={"B": 48}))
+    assert "try --total_batch_size=540672" in refusal(lambda: choose(B=48))
     assert "= 3072: try --total_batch_size=525312" in refusal(lambda: choose(processes=3))  # no power of two does
 
 
-@pytest.mark.parametrize("free, processes, B, line", [
+@pytest.mark.parametrize("free, num_processes, B, line", [
     # what cards of 6 to 80 GB have free, in GB, when nobody else is there
-    (6.1, 1, 2, "B 2: needs 5.2 of 6.1 GB free; 4 would need 6.5"),
-    (8.1, 1, 4, "B 4: needs 6.5 of 8.1 GB free; 8 would need 8.9"),
-    (15.6, 1, 16, "B 16: needs 14.3 of 15.6 GB free; 32 would need 25.1"),
-    (25.0, 1, 16, "B 16: needs 14.3 of 25.0 GB free; 32 would need 25.1"),
-    (42.0, 1, 32, "B 32: needs 25.1 of 42.0 GB free; 64 would need 46.8"),
-    (84.0, 1, 64, "B 64: needs 46.8 of 84.0 GB free"),
-    (84.0, 8, 64, "B 64: needs 48.4 of 84.0 GB free"),
-    (15.6, 8, 8, "B 8: needs 10.5 of 15.6 GB free; 16 would need 15.9"),
+    (6.1, 1, 2, "B 2: needs 4.6 of 6.1 GB free, compiled; 4 would need 5.8"),
+    (8.1, 1, 4, "B 4: needs 5.8 of 8.1 GB free, compiled; 8 would need 8.2"),
+    (11.6, 1, 8, "B 8: needs 8.2 of 11.6 GB free, compiled; 16 would need 11.3"),
+    (15.6, 1, 16, "B 16: needs 11.3 of 15.6 GB free, compiled; 32 would need 19.2"),
+    (25.0, 1, 32, "B 32: needs 19.2 of 25.0 GB free, compiled; 64 would need 35.0"),
+    (42.0, 1, 64, "B 64: needs 35.0 of 42.0 GB free, compiled"),
+    (84.0, 8, 64, "B 64: needs 36.6 of 84.0 GB free, compiled"),
+    (15.6, 8, 16, "B 16: needs 13.0 of 15.6 GB free, compiled; 32 would need 20.9"),
 ])
-def test_the_largest_batch_that_fits(free, processes, B, line, capsys):
-    """One line says what was chosen and why not more: on 80 GB the lecture's 64, on 16 GB 16 (8 beside DDP)."""
-    assert choose(free * 1e9, processes)[0] == B
+def test_the_largest_batch_that_fits(free, num_processes, B, line, capsys):
+    """One line says what was chosen and why not more: from 40 GB on the lecture's 64, on 16 GB 16."""
+    assert choose(free * 1e9, num_processes) == B
     assert capsys.readouterr().out.strip() == line
 
 
 def test_what_fits_depends_on_the_run():
-    """Float32 keeps more; forgetting activations keeps less; a given B is taken at its word."""
-    assert choose(15.6e9, dtype=torch.float32)[0] == 8
-    assert choose(25e9, activation_checkpointing=True)[0] == 32
-    assert choose(15.6e9, B=64, given={"B": 64})[0] == 64
-    assert choose(15.6e9, B=8)[0] == 8  # a checkpoint's is kept where more would fit
+    """Eager code keeps more, float32 too; recomputing activations keeps less; a given B is taken at its word."""
+    assert choose(15.6e9) == 16
+    assert choose(15.6e9, compiled=False) == 8
+    assert choose(15.6e9, dtype=torch.float32) == 8
+    assert choose(15.6e9, activation_checkpointing=True) == 32
+    assert choose(15.6e9, B=64) == 64
+    assert choose(15.6e9, max_B=8) == 8  # a checkpoint's is kept where more would fit
 
 
 def test_a_model_that_does_not_fit_names_the_flags():
     """124M on 4 GB, gpt2-xl on 16 GB: not with one row. To evaluate it only, 4 bytes a parameter do."""
-    for free, preset in ((4.1e9, "gpt2"), (15.6e9, "gpt2-xl")):
+    for free, preset in ((4e9, "gpt2"), (15.6e9, "gpt2-xl")):
         line = refusal(lambda: choose(free, preset=preset))  # noqa: B023 (called at once)
-        assert re.search(rf"even with --B=1 a run needs \d+\.\d \(step\) of {free / 1e9} GB free", line)
+        assert re.search(rf"even with --B=1 a run needs \d+\.\d \(\w+\) of {free / 1e9} GB free", line)
         assert all(flag in line for flag in ("--shard", "--offload", "--activation_checkpointing"))
-    assert choose(15.6e9, preset="gpt2-xl", B=8, max_steps=0)[0] == 8
-    assert choose(15.6e9, preset="gpt2-xl", shard="all", offload=True, activation_checkpointing=True)[0] >= 4
+    assert choose(15.6e9, preset="gpt2-xl", max_B=8, max_steps=0) == 4
+    assert choose(15.6e9, preset="gpt2-xl", compiled=False, shard="all", offload=True,
+                  activation_checkpointing=True) >= 4
 
 
 # --- the whole program, on pretended cards ---------------------------------------------------------
@@ -90,7 +95,7 @@ def on_a_card(monkeypatch, text, tmp_path, capsys):
 
     def run(free, *flags):
         card = replace(H100, device=torch.device("cpu"), free=free)
-        monkeypatch.setattr(train_gpt2, "find_card", lambda *args: card)
+        monkeypatch.setattr(processes, "find_card", lambda *args: card)
         train_gpt2.run([*FLAGS, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", *flags])
         return capsys.readouterr().out
     return run
@@ -101,28 +106,40 @@ def test_a_run_takes_what_its_card_has_left(on_a_card, tmp_path):
     All 16 rows on an empty card. Gone on with where another process fills most of it, half of them, and why is said;
     that is the run's from then on. --B wins. The data goes on where it was.
     """
-    assert "B 16: needs 1.3 of 84.0 GB free\n" in on_a_card(84e9, "--max_steps=1")
-    assert "B 8: needs 1.2 of 1.3 GB free; 16 would need 1.3\n" in on_a_card(1.32e9, "--max_steps=2", "--resume=auto")
-    assert "B 8: needs 1.2 of 84.0 GB free\n" in on_a_card(84e9, "--max_steps=3", "--resume=auto")
-    out = on_a_card(1.32e9, "--max_steps=4", "--resume=auto", "--B=16")
+    assert "B 16: needs 1.5 of 84.0 GB free, not compiled\n" in on_a_card(84e9, "--max_steps=1")
+    assert "B 8: needs 1.2 of 1.4 GB free, not compiled; 16 would need 1.5\n" in on_a_card(1.4e9, "--max_steps=2",
+                                                                                       "--resume=auto")
+    assert "B 8: needs 1.2 of 84.0 GB free, not compiled\n" in on_a_card(84e9, "--max_steps=3", "--resume=auto")
+    out = on_a_card(1.4e9, "--max_steps=4", "--resume=auto", "--B=16")
     assert "B 8 -> 16" in out and "needs" not in out
-    saved = train_gpt2.load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))
+    saved = checkpoints.read(str(tmp_path / "log" / "model_00004.pt"))
     assert saved["train_config"]["B"] == 16 and saved["position"] == 4 * 4096
+
+
+def test_where_compiling_fails_fewer_rows_fit(on_a_card, monkeypatch):
+    """B is chosen again, and said again, because eager code needs more for the logits. A typed B stays."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(batch, "compiles_in_all_processes", lambda *args: False)
+    out = on_a_card(1.45e9, "--max_steps=1", "--compile")
+    assert re.search(r"B 16: .*, compiled\nB 8: .*, not compiled; 16 would need", out)
+    assert "4096 tokens a step = B 8 * T 256 * 1 process(es) * 2 micro step(s)" in out
+    assert "= B 16 * " in on_a_card(1.45e9, "--max_steps=1", "--compile", "--B=16")
 
 
 def test_a_card_that_is_too_full(on_a_card):
     line = refusal(on_a_card, 1e9, "--max_steps=1")
-    assert line.startswith("even with --B=1 a run needs 1.1 (step) of 1.0 GB free on the fullest card: try")
+    assert line.startswith("even with --B=1 a run needs 1.0 (samples) of 1.0 GB free on the fullest card: try")
 
 
 SCRIPT = """
 import dataclasses, os, sys
 sys.path.insert(0, {root!r})
 import train_gpt2
-ask = train_gpt2.find_card
+from support import processes
+ask = processes.find_card
 def find_card(*args):
     return dataclasses.replace(ask(*args), free=(84e9, 2.42e9)[int(os.environ["RANK"])])
-train_gpt2.find_card = find_card
+processes.find_card = find_card
 train_gpt2.PRESETS["gpt2"]["B"] = 8
 train_gpt2.run(sys.argv[1:])
 """
@@ -136,5 +153,5 @@ def test_the_fullest_card_decides_for_all(tmp_path, text):
                f"--log_dir={tmp_path / 'log'}"]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
-    assert "B 4: needs 2.2 of 2.4 GB free; 8 would need 2.3" in result.stdout
+    assert "B 4: needs 2.2 of 2.4 GB free, not compiled; 8 would need 2.3" in result.stdout
     assert "4096 tokens a step = B 4 * T 256 * 2 process(es) * 2 micro step(s)" in result.stdout

@@ -9,9 +9,10 @@ import torch
 from small_runs import fuzz, refusal, write_shards
 
 import train_gpt2
+from support import checkpoints
+from support.arithmetic import SHAPE
 from support.checkpoints import identify_stream, is_checkpoint
-from support.settings import SHAPE
-from train_gpt2 import GPT, DataLoaderLite, GPTConfig, load_checkpoint, load_tokens
+from train_gpt2 import GPT, DataLoaderLite, GPTConfig, load_tokens
 
 
 def test_the_newest_good_checkpoint_is_found(train, tmp_path, capsys):
@@ -90,7 +91,6 @@ def test_a_checkpoint_that_cannot_be_resumed(damage, flags, said, tmp_path, trai
 @pytest.mark.parametrize("change, said", [
     (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
     (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
-    (dict(model={}), "Missing key(s)"),
     (dict(tokenizer={"name": "char", "chars": 3}), "describes no tokenizer"),
     (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
 ], ids=str)
@@ -108,7 +108,7 @@ def test_weights_are_numbers_with_a_fraction(dtype, checkpoint, play_refuses):
     file["model"][name] = file["model"][name].to(dtype)
     torch.save(file, checkpoint)
     if dtype.is_floating_point:
-        assert load_checkpoint(checkpoint)["model"][name].dtype == dtype
+        assert checkpoints.read(checkpoint)["model"][name].dtype == dtype
     else:
         assert f"{name} is {str(dtype)[6:]}" in play_refuses("info", checkpoint)
 
@@ -128,7 +128,7 @@ def save_as_the_original(path, monkeypatch, **extra):
 def test_a_checkpoint_of_the_original_loads(tmp_path, monkeypatch):
     """{'model', 'config': GPTConfig instance, 'step', 'val_loss'}, which torch.load refuses since torch 2.6."""
     model = save_as_the_original(tmp_path / "model_19072.pt", monkeypatch)
-    c = load_checkpoint(str(tmp_path / "model_19072.pt"))
+    c = checkpoints.read(str(tmp_path / "model_19072.pt"))
     assert (c["step"], c["val_loss"], c["config"]["n_embd"], c["tokenizer"]) == (19072, 3.0663, 32, {"name": "gpt2"})
     assert all(c["model"][name].equal(w) for name, w in model.state_dict().items())
 
@@ -144,7 +144,7 @@ class Attack:
 def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch):
     """A pickle can name any function and have it called. Ours are read as plain data: one line, and nothing has run."""
     save_as_the_original(tmp_path / "bad.pt", monkeypatch, extra=Attack(str(tmp_path / "owned")))
-    refusal(load_checkpoint, str(tmp_path / "bad.pt"))
+    refusal(checkpoints.read, str(tmp_path / "bad.pt"))
     assert not (tmp_path / "owned").exists()
 
 
@@ -184,11 +184,9 @@ def with_moment(c, **values):
     lambda c: dict(model={**c["model"], "lm_head.weight": torch.zeros(128, 8, device="meta")}),
     lambda c: dict(model={**c["model"], "lm_head.weight": torch.full((128, 8), torch.nan)}),
     lambda c: dict(model={**c["model"], "lm_head.weight": "a text"}),
-    lambda c: dict(model={}),
     lambda c: dict(step=-1),
     lambda c: dict(step="three"),
     lambda c: dict(position=2**70),
-    lambda c: dict(train_config={**c["train_config"], "keep_last": "many"}),
     lambda c: dict(train_config={**c["train_config"], "grad_clip": -1.0}),
     lambda c: dict(train_config=7),
     lambda c: dict(tokenizer={"name": "char", "chars": 5}),
@@ -197,10 +195,7 @@ def with_moment(c, **values):
     lambda c: dict(optimizer={"state": {}, "param_groups": []}),
     lambda c: dict(optimizer=3),
     lambda c: dict(scaler="x"),
-    lambda c: dict(train_config={**c["train_config"], "weight_decay": [1]}),
-    lambda c: dict(train_config={**c["train_config"], "beta1": None}),
     lambda c: dict(train_config={**c["train_config"], "beta2": 1.5}),
-    lambda c: dict(train_config={**c["train_config"], "tensorboard": {}}),
     lambda c: with_moment(c, exp_avg=torch.zeros(3)),
     lambda c: with_moment(c, exp_avg_sq=torch.zeros(1)),
     lambda c: with_moment(c, exp_avg_sq=torch.full((32, 8), -1.0)),
@@ -210,7 +205,6 @@ def with_moment(c, **values):
     lambda c: dict(optimizer={**c["optimizer"], "state": dict.fromkeys(c["optimizer"]["state"], 7)}),
     lambda c: dict(optimizer={**c["optimizer"], "param_groups": {}}),
     lambda c: dict(optimizer={**c["optimizer"], "param_groups": [1]}),
-    lambda c: dict(model={**c["model"], 7: torch.zeros(1)}),
 ], ids=lambda v: "")
 def test_a_checkpoint_made_to_attack(change, checkpoint_bytes, tmp_path, refused):
     """Sizes that ask for terabytes, views that pretend to be large, numbers that are none: one line, no harm."""
@@ -235,8 +229,8 @@ def fuzz_checkpoints(folder, data, n):
     path = os.path.join(folder, "model_00001.pt")
     with open(path, "wb") as f:
         f.write(data)
-    weights = {name: w.clone() for name, w in load_checkpoint(path)["model"].items()}
-    fuzz(path, lambda: load_checkpoint(path),
+    weights = {name: w.clone() for name, w in checkpoints.read(path)["model"].items()}
+    fuzz(path, lambda: checkpoints.read(path),
          lambda checkpoint: all(checkpoint["model"][name].equal(w) for name, w in weights.items()), n)
 
 
@@ -301,7 +295,7 @@ def test_the_flags_of_the_optimizer_win_over_the_file(train, tmp_path):
     """AdamW's groups come back with its moments; weight decay and betas are those of the command line all the same."""
     train("log", "--max_steps=2", "--save_every=2")
     train("log", "--resume=auto", "--max_steps=4", "--save_every=2", "--weight_decay=20", "--beta1=0.5")
-    groups = load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["optimizer"]["param_groups"]
+    groups = checkpoints.read(str(tmp_path / "log" / "model_00004.pt"))["optimizer"]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {20.0, 0.0}
     assert all(group["betas"] == (0.5, 0.95) for group in groups)
 

@@ -5,12 +5,10 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_runs import ROOT, TINY
-from torch.nn.parallel import DistributedDataParallel as DDP
 
-import train_gpt2
-from train_gpt2 import GPT, GPTConfig
+import hellaswag
+from support import compiling
 
 
 def needs_a_compiler():
@@ -25,12 +23,12 @@ def test_nothing_is_compiled_after_the_first_step(train, monkeypatch):
     """The compiled model sees one shape only: evals, samples and HellaSwag go through the plain one."""
     needs_a_compiler()
     from torch._dynamo.utils import counters
-    item = {"ctx": "The cat", "endings": ["sat down on it.", "sat.", "ran away from all that.", "is"], "label": 0}
-    monkeypatch.setattr(train_gpt2.hellaswag, "prepare", lambda: None)
-    monkeypatch.setattr(train_gpt2.hellaswag, "load_examples", lambda: [item] * 3)
+    item = hellaswag.Item([1, 2], [[3, 4, 5], [6], [7, 8], [9]], 0)
+    monkeypatch.setattr(hellaswag, "prepare", lambda tokenizer: None)
+    monkeypatch.setattr(hellaswag, "load_items_in_all_processes", lambda tokenizer: [item] * 3)
     torch._dynamo.reset()
     counters.clear()
-    log = train("log", "--compile", "--max_steps=4", "--eval_every=2", "--hellaswag", "--tokenizer=gpt2", "--n_embd=16")
+    log = train("log", "--compile", "--max_steps=4", "--eval_every=2", "--hellaswag")
     assert list(log["hella"]) == [0, 2, 4] and counters["stats"]["unique_graphs"] == 1
 
 
@@ -41,19 +39,37 @@ def test_compiled_steps_are_those_of_plain_python(train):
     assert all(abs(plain["train"][s] - compiled["train"][s]) < 1e-4 for s in range(5))
 
 
-def test_where_compiling_fails_training_goes_on(train, monkeypatch, capsys):
-    """No C++ compiler, no Triton: one warning, and the same losses without it."""
-    def compile_nothing(module):
-        def forward(*args):
-            raise torch._dynamo.exc.TorchDynamoException("no compiler here")
-        monkeypatch.setattr(broken := GPT(module.config), "forward", forward)
-        return broken
-    plain = train("plain", "--max_steps=3")
-    monkeypatch.setattr(torch, "compile", compile_nothing)
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile fails in its first call, as it does without a C++ compiler or Triton."""
+    def fail(graph, example_inputs):
+        raise RuntimeError("no compiler here")
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=fail))
+    yield
+    torch.compiler.set_stance("default")
+    torch._dynamo.reset()
+
+
+def test_where_compiling_fails_training_goes_on(train, no_compiler, capsys):
+    """One warning with the reason, and the same losses, to the bit, as of a run that compiles nothing."""
+    plain = train("plain", "--max_steps=3", "--no-compile")
     capsys.readouterr()
-    broken = train("broken", "--max_steps=3", "--compile")
-    assert capsys.readouterr().out.count("going on without torch.compile") == 1
-    assert plain["train"] == broken["train"]
+    failed = train("failed", "--max_steps=3", "--compile")
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "without torch.compile" in line]
+    assert line.startswith("warning: going on without torch.compile: BackendCompilerFailed: ")
+    assert plain["train"] == failed["train"]
+
+
+def test_all_processes_compile_or_none_does(train, monkeypatch, capsys):
+    """Where compiling fails in another process, this one goes on without it too: DDP needs one model."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(compiling, "sum_over_processes", lambda failed: failed + 1.0)
+    stances = []
+    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
+    train("log", "--max_steps=1", "--compile")
+    assert "going on without torch.compile: it fails in another process\n" in capsys.readouterr().out
+    assert stances == ["default", "force_eager"]
 
 
 def test_a_cache_that_cannot_be_written(text, tmp_path):
@@ -63,30 +79,3 @@ def test_a_cache_that_cannot_be_written(text, tmp_path):
                             env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(text / "cache")})
     assert result.returncode == 0 and result.stderr == ""
     assert f"TORCHINDUCTOR_CACHE_DIR={text / 'cache'} cannot be written" in result.stdout
-
-
-def test_ddp_cuts_compiled_code_at_each_part_of_the_loss():
-    """
-    It counts the head's weight again for each part, so four parts are three graphs more than one. That costs a sum of
-    gradients, and is why there are few parts; but one product for all rows would take more memory: see mean_loss.
-    """
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        counts = []
-        for B in (1, 4):  # a part has 1,024 rows or more
-            graphs.clear()
-            torch._dynamo.reset()
-            model = GPT(GPTConfig(vocab_size=10240, n_layer=1, n_head=1, n_embd=32))
-            x = torch.zeros(B, 1024, dtype=torch.long)
-            # a bucket that the head fills, as that of 124M fills one of 25 MB
-            DDP(torch.compile(model, backend=backend), bucket_cap_mb=1.05)(x, x)
-            counts.append(len(graphs))
-    finally:
-        dist.destroy_process_group()
-        torch._dynamo.reset()
-    assert counts[1] - counts[0] == 3, counts

@@ -119,9 +119,9 @@ def test_no_stream_ends_a_run(streams, tmp_path):
     code = """
 import os, signal, sys
 from support.console import UserError, print0, print_beside_bar, progress, run_program
-from support.processes import catch_signals
+from support.processes import Signals
 def program(argv):
-    catch_signals()
+    Signals().catch()
     with open(argv[0], "w") as f:
         os.kill(os.getpid(), signal.SIGTERM)
         print0("a line")

@@ -1,12 +1,12 @@
-"""Facts about files: whole or not there, and only regular ones are opened."""
+"""Facts about files: they are whole or not there."""
 import os
 
 import pytest
 import torch
-from small_runs import random_model, refusal
+from small_runs import refusal
 
 import train_gpt2
-from support import files
+from support import checkpoints, files
 from support.tokenizer import GPT2Tokenizer
 
 
@@ -39,7 +39,8 @@ def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
     for room in range(1000):
         calls[0] = 0
         monkeypatch.setattr(files, "open", lambda *args, room=room: Disk(real(*args), room), raising=False)
-        if train_gpt2.save_checkpoint(str(path), 2, 0.1, model, optimizer, step=1):
+        state = {"model": model, "optimizer": optimizer, "step": 1}
+        if checkpoints.save(str(tmp_path), 2, state, {}, 0.1):
             break
         assert path.read_bytes() == b"the older one" and os.listdir(tmp_path) == ["model_00001.pt"]
         assert "could not be saved" in capsys.readouterr().out
@@ -58,19 +59,6 @@ def test_what_is_no_file(kind, flag, tmp_path, refused):
     else:
         path.mkdir()
     refused(f"{flag}{path}")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_only_regular_files_are_opened(tmp_path, play_refuses):
-    """A pipe that nobody writes to would be read for ever."""
-    os.mkfifo(tmp_path / "pipe.pt")
-    random_model().save_pretrained(tmp_path / "hf")
-    os.remove(tmp_path / "hf" / "config.json")
-    os.mkfifo(tmp_path / "hf" / "config.json")
-    os.mkfifo(tmp_path / "log.txt")
-    assert "it is no file" in play_refuses("info", tmp_path / "pipe.pt")
-    assert "has no config.json" in play_refuses("info", tmp_path / "hf")
-    assert "there is no log" in play_refuses("plot", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "9" * 5000], ids=lambda text: text[:5])

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from finetune import MARKS, Example, Task, TunedGPT, TuneConfig, fit, start_mode
 from support import tasks
 from support.batch import choose_items
 from support.console import missing_package
-from support.processes import Signal
+from support.hugging_face import transposed
 from support.tokenizer import make_tokenizer
 from train_gpt2 import GPT, GPTConfig
 
@@ -55,7 +56,8 @@ def tune(tmp_path, language_model):
     def run(task, name, *flags, items=None):
         path = tmp_path / f"{task}.jsonl"
         path.write_text("".join(json.dumps(item) + "\n" for item in items or FILES[task]))
-        finetune.run([task, f"--model={language_model}", f"--train={path}", f"--out={tmp_path / name}", *QUICK, *flags])
+        files = [f"--model={language_model}", f"--train={path}", f"--log_dir={tmp_path / name}"]
+        finetune.run([task, *files, *QUICK, *flags])
         return tmp_path / name
     return run
 
@@ -133,7 +135,7 @@ def test_the_language_model_loss_is_pretrainings():
     ids, lengths = torch.tensor([[100, 5, 6, 7, 102], [100, 8, 102, 103, 103]]), torch.tensor([5, 3])
     with torch.no_grad():
         _, losses = model(ids, lengths, with_lm=True)
-        hidden, _ = GPT.forward(model, ids)
+        hidden = model.hidden(ids)
         logits = hidden @ model.transformer.wte.weight[:100].T
     first = F.cross_entropy(logits[0, :3], torch.tensor([5, 6, 7]))
     second = F.cross_entropy(logits[1, :1], torch.tensor([8]))
@@ -145,7 +147,7 @@ def test_a_later_token_counts_more_in_a_vector():
     model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("embed", [])).eval()
     ids = torch.tensor([[5, 6, 7, 103]])
     with torch.no_grad():
-        hidden, _ = GPT.forward(model, ids)
+        hidden = model.hidden(ids)
         vector, _ = model(ids, torch.tensor([3]))
     mean = (hidden[0, 0] + 2 * hidden[0, 1] + 3 * hidden[0, 2]) / 6
     assert torch.allclose(vector[0], mean / mean.norm(), atol=1e-6)
@@ -195,7 +197,7 @@ def test_twenty_steps_are_those_of_transformers(tmp_path):
     theirs = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**shape, **dropouts)).train()
 
     def weights():
-        return {k: w.t() if k.endswith(train_gpt2.CONV1D) else w for k, w in ours.state_dict().items()}
+        return {k: w for k, w in transposed(ours.state_dict()).items() if k != "lm_head.weight"}
     theirs.load_state_dict(weights())
     config = TuneConfig(lm_weight=0.0, dropout=0.0)
     theirs_optimizer = GPT.configure_optimizers(theirs, 0.01, config.max_lr, (0.9, 0.999))
@@ -250,7 +252,7 @@ def test_two_processes_are_one(task, tune, tmp_path, language_model):
     one = read_log(tune(task, "one", *flags))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*torchrun, os.path.join(ROOT, "finetune.py"), task, f"--model={language_model}",
-                           f"--train={tmp_path / task}.jsonl", f"--out={tmp_path / 'two'}", *QUICK, *flags],
+                           f"--train={tmp_path / task}.jsonl", f"--log_dir={tmp_path / 'two'}", *QUICK, *flags],
                           capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     two = read_log(tmp_path / "two")
@@ -275,33 +277,33 @@ def test_the_learning_rate_ends_at_zero():
 def test_what_a_micro_batch_holds(task, processes, B, expected):
     """On a CPU eight items; of embed all, since they are each other's negatives; always a share of the step's 32."""
     process = a_process(num_processes=processes)
-    process.card = SimpleNamespace(kind="cpu")
-    plan, examples = SimpleNamespace(task=Task(task, [])), [Example([[1, 2]], 0)] * 32
-    assert choose_items(TuneConfig(B=B), plan, examples, process, math.inf) == expected
+    process.card = SimpleNamespace(kind="cpu", free=math.inf)
+    examples = [Example([[1, 2]], 0)] * 32
+    assert choose_items(GPTConfig(), TuneConfig(B=B), Task(task, []), examples, process) == expected
     process.num_processes = 5
-    assert "try --batch=30" in refusal(choose_items, TuneConfig(), plan, examples, process, math.inf)
+    assert "try --batch=30" in refusal(choose_items, GPTConfig(), TuneConfig(), Task(task, []), examples, process)
 
 
 @pytest.mark.parametrize("flags", [dict(batch=1), dict(batch=8, B=3), dict(batch=8, B=1)])
 def test_a_passage_needs_negatives(flags):
     """Alone in its micro batch it would be found whatever its vector is: a loss of zero, and nothing learned."""
     process = a_process()
-    process.card = SimpleNamespace(kind="cpu")
-    plan, examples = SimpleNamespace(task=Task("embed", [])), [Example([[1], [2]], None)] * 20
+    process.card = SimpleNamespace(kind="cpu", free=math.inf)
+    examples = [Example([[1], [2]], None)] * 20
     assert "the other items of a micro batch" in refusal(
-        choose_items, TuneConfig(**flags), plan, examples, process, math.inf)
+        choose_items, GPTConfig(), TuneConfig(**flags), Task("embed", []), examples, process)
 
 
 @pytest.mark.parametrize("rows, expected", [(1, (16, 2)), (4, (4, 8)), (20, (1, 32))])
 def test_a_micro_batch_fits_into_the_card(rows, expected):
     """124M, 512 tokens a row, 16 GB free: the more rows an item has, the fewer items. And 2 GB are too few."""
     process = a_process()
-    process.card, process.dtype = SimpleNamespace(kind="cuda"), torch.bfloat16
-    process.config = train_gpt2.TrainConfig()
-    plan = SimpleNamespace(task=Task("choose", []), gpt_config=GPTConfig())
+    process.card, process.dtype = SimpleNamespace(kind="cuda", free=16e9), torch.bfloat16
     examples = [Example([[1] * 512] * rows, 0)] * 32
-    assert choose_items(TuneConfig(), plan, examples, process, 16e9) == expected
-    assert "1 item(s) at a time need" in refusal(choose_items, TuneConfig(), plan, examples, process, 2e9)
+    assert choose_items(GPTConfig(), TuneConfig(), Task("choose", []), examples, process) == expected
+    process.card.free = 2e9
+    assert "1 item(s) at a time need" in refusal(
+        choose_items, GPTConfig(), TuneConfig(), Task("choose", []), examples, process)
 
 
 @pytest.mark.parametrize("what_learns", ["all", "head", "biases"])
@@ -312,19 +314,68 @@ def test_resuming_changes_nothing(what_learns, tune, monkeypatch):
     """
     flags = ["--epochs=2", f"--tune={what_learns}"]
     whole = tune("classify", "whole", *flags)
-    take_batch, signals = finetune.take_batch, []
+    take_batch = finetune.take_batch
 
     def stopping(examples, step, config):
         if step == 3:
-            signals.append(Signal("SIGINT", 0.0))
+            signal.raise_signal(signal.SIGINT)
         return take_batch(examples, step, config)
     with monkeypatch.context() as m:
-        m.setattr(finetune, "catch_signals", lambda catch=True: signals)
         m.setattr(finetune, "take_batch", stopping)
         parts = tune("classify", "parts", *flags)
     assert [path.name for path in parts.glob("*.pt")] == ["model_00004.pt"]
     tune("classify", "parts", *flags, "--resume=auto")
     assert_same_bits(parts / "model_00009.pt", whole / "model_00009.pt")
+
+
+def test_a_stop_while_measuring_loses_nothing(tune, monkeypatch):
+    """The weights are on the disk before they are measured; the resumed run measures them."""
+    whole = tune("classify", "whole", "--epochs=2")
+    score = finetune.score
+
+    def stopping(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return score(*args)
+    with monkeypatch.context() as m:
+        m.setattr(finetune, "score", stopping)
+        parts = tune("classify", "parts", "--epochs=2")
+    assert "val" not in read_log(parts) and [path.name for path in parts.glob("*.pt")] == ["model_00005.pt"]
+    tune("classify", "parts", "--epochs=2", "--resume=auto")
+    assert_same_bits(parts / "model_00009.pt", whole / "model_00009.pt")
+    assert read_log(parts)["val"] == read_log(whole)["val"]
+
+
+def test_how_often_a_run_is_saved(tune):
+    """Once an epoch, or every so many steps; --keep_last says how many stay."""
+    names = sorted(path.name for path in tune("classify", "a", "--epochs=3", "--keep_last=9").glob("*.pt"))
+    assert names == ["model_00005.pt", "model_00010.pt", "model_00014.pt"]
+    names = sorted(path.name for path in tune("classify", "b", "--save_every=2", "--keep_last=2").glob("*.pt"))
+    assert names == ["model_00004.pt", "model_00005.pt"]
+
+
+def test_a_checkpoint_from_before_lm_head_was_in_it(tune):
+    """lm_head is tied to wte: older checkpoints have it once. They load, and their runs go on, to the bit."""
+    whole = tune("classify", "whole", "--epochs=2")
+    parts = tune("classify", "parts", "--epochs=2", "--save_every=4", "--keep_last=9")
+    (parts / "model_00008.pt").unlink()
+    (parts / "model_00009.pt").unlink()
+    saved = torch.load(parts / "model_00004.pt", weights_only=True)
+    head = saved["model"].pop("lm_head.weight")
+    torch.save(saved, parts / "model_00004.pt")
+    model, _, _ = tuned(parts)
+    assert model.lm_head.weight is model.transformer.wte.weight and torch.equal(model.lm_head.weight, head)
+    tune("classify", "parts", "--epochs=2", "--resume=auto")
+    assert_same_bits(parts / "model_00009.pt", whole / "model_00009.pt")
+
+
+def test_others_get_no_lm_head(tune, tmp_path):
+    """transformers' model for classification has none."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    pytest.importorskip("tokenizers")
+    model, tokenizer, what = tuned(tune("classify", "run"))
+    model.save_pretrained(tmp_path / "hf", tokenizer, what)
+    names = set(safetensors.load_file(tmp_path / "hf" / "model.safetensors"))
+    assert names == {name for name, _ in model.named_parameters()} and "lm_head.weight" not in names
 
 
 def test_a_run_goes_on_with_its_own_items(tune):
@@ -338,7 +389,7 @@ def test_a_run_goes_on_with_its_own_items(tune):
 
 
 def test_a_run_goes_on_where_its_checkpoint_is(tune, tmp_path, monkeypatch, capsys):
-    """--resume=PATH without --out: nothing is written to tuned/. A dropout that is given now is in force."""
+    """--resume=PATH without --log_dir: nothing is written to tuned/. A dropout that is given now is in force."""
     monkeypatch.chdir(tmp_path)
     run = tune("classify", "run")
     capsys.readouterr()
@@ -354,7 +405,7 @@ def test_an_epoch_is_saved_before_it_is_measured(tune, tmp_path, monkeypatch):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
     monkeypatch.setattr(finetune, "score", fail)
-    assert "out of memory: try a smaller --B" in refusal(lambda: tune("classify", "run"))
+    assert "out of memory in measuring: try shorter texts" in refusal(lambda: tune("classify", "run"))
     assert (tmp_path / "run" / "model_00005.pt").exists()
 
 
@@ -417,7 +468,12 @@ def test_what_knowing_nothing_gives_is_said_first(tune, capsys):
 @pytest.mark.parametrize("flags, said", [
     (["--max_lr=-1"], "max_lr"), (["--train="], "--train is empty"),
     (["--model=gone"], "there is no model gone"), (["--train=gone.jsonl"], "there is no file gone.jsonl"),
-    (["--B=-1"], "--B=-1"), (["--model=TUNED"], "is tuned already: start from a language model"),
+    (["--B=-1"], "--B=-1"), (["--epochs=0"], "--epochs=0: must be at least 1"),
+    (["--batch=0"], "--batch=0: must be at least 1"), (["--keep_last=0"], "--keep_last=0: must be at least 1"),
+    (["--dropout=1.0"], "--dropout=1.0: must be at least 0 and below 1"), (["--temperature=0"], "--temperature=0.0"),
+    (["--seed=8589934593"], "must be at most 8589934592"), (["--tune=heads"], "invalid choice: 'heads'"),
+    (["--grad_clip=nan"], "--grad_clip=nan"), (["--epoch=3"], "did you mean --epochs?"),
+    (["--model=TUNED"], "is tuned already: start from a language model"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, tune, tmp_path):
     if "--model=TUNED" in flags:
@@ -524,6 +580,17 @@ def test_predict(task, tune, tmp_path):
             assert len(scores) == len(item["endings"])
         assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
         assert str(answer["answer"]) == str(max(scores, key=scores.get))
+
+
+def test_the_words_of_predict_stand_anywhere(tune, tmp_path):
+    """Before, between and after the flags; `--flag value` is `--flag=value`."""
+    run, items = str(tune("classify", "run")), str(tmp_path / "classify.jsonl")
+    a, b, c = (str(tmp_path / f"{name}.jsonl") for name in "abc")
+    finetune.run(["predict", run, items, f"--out={a}", "--device=cpu"])
+    finetune.run(["predict", "--device", "cpu", run, "--out", b, items])
+    finetune.run(["predict", "--out", c, "--device=cpu", run, items])
+    assert open(a).read() == open(b).read() == open(c).read() != ""
+    assert "needs a tuned model and a file" in refusal(finetune.run, ["predict"])
 
 
 def test_search(tune, tmp_path, language_model, capsys):

@@ -1,20 +1,18 @@
-"""Facts about HellaSwag, on items made up here."""
-import gzip
+"""Facts about HellaSwag, on items made up here: what the numbers mean; packing changes none; the program."""
 import hashlib
-import io
 import json
 import math
 import os
-import subprocess
-import sys
+import re
 
 import pytest
 import torch
 from small_runs import ROOT, LiveStorages, a_process, items_of, random_model, refusal
 
 import hellaswag
-import play
+import train_gpt2
 from hellaswag import evaluate, get_most_likely_row, make_batches, render_example, score, score_rows, tokenize_example
+from support import hellaswag_file
 from support.tokenizer import gpt2_tokenizer
 from train_gpt2 import GPT, GPTConfig
 
@@ -53,13 +51,14 @@ class Knows(torch.nn.Module):
 
     def __init__(self, expected):
         super().__init__()
-        self.lm_head, self.expected = torch.nn.Linear(1, 1), expected
+        self.expected = torch.tensor([*expected, *[0] * 20])
 
-    def forward(self, ids, positions, position_ids, attention_mask):
-        # how many tokens of the ending are known (the context has three)
-        step = position_ids.flatten()[positions] + 1 - 3
-        expected = torch.tensor([*self.expected, *[0] * 20])[step]
-        return torch.zeros(len(positions), 50257).scatter(1, expected[:, None], 99.0), None
+    def hidden(self, ids, position_ids, attend):
+        next_token = position_ids + 1 - 3  # in the ending: the context has three tokens
+        return self.expected[next_token.clamp(min=0)][:, :, None]  # (B, N, 1)
+
+    def lm_head(self, x):
+        return torch.zeros(len(x), 50257).scatter(1, x, 99.0)
 
 
 @pytest.mark.parametrize("row, right", [(2, 3), (1, 0)])
@@ -82,8 +81,9 @@ def plain(model, examples):
 def assert_same_predictions(model, examples, batch_tokens):
     """Equal wherever the two best scores differ by more than 1e-4 relative; how many do not is small and counted."""
     items = [tokenize_example(e) for e in examples]
-    for ours, theirs in zip(score(model, items, a_process(), batch_tokens), plain(model, examples),
-                            strict=True):
+    sums, means, mine = score(model, items, a_process(), batch_tokens)
+    assert mine.all()
+    for ours, theirs in zip((sums, means), plain(model, examples), strict=True):
         best, second = theirs.sort(dim=1).values[:, :2].T
         near = (second - best) / best <= 1e-4
         assert (ours.argmin(1) == theirs.argmin(1))[~near].all() and near.sum() <= len(items) // 20
@@ -123,13 +123,44 @@ def test_the_same_on_300_real_items(which, models):
     assert_same_predictions(models[which], examples, 4096)
 
 
-def test_every_process_counts_its_part(models):
-    """Two or three processes with every second or third item find together what one finds alone."""
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_every_process_counts_its_part(n, models):
+    """
+    Together they find what one finds alone. All make the same number of forwards, even with more processes than
+    batches, because a sharded model computes them together.
+    """
     items = [tokenize_example(e) for e in items_of(40)]
-    whole = evaluate(models["trained"], items, a_process())
-    for n in (2, 3):
-        parts = [evaluate(models["trained"], items[rank::n], a_process()) for rank in range(n)]
-        assert tuple(map(sum, zip(*parts, strict=True))) == whole
+    num_batches = len(make_batches(items, 1000, block_size=256))
+    assert 3 < num_batches < 20
+    parts, forwards = [], []
+    for rank in range(n):
+        calls = []
+        parts.append(evaluate(models["trained"], items, a_process(None, rank, n), lambda calls=calls: calls.append(1),
+                              batch_tokens=1000))
+        forwards.append(len(calls))
+    assert tuple(map(sum, zip(*parts, strict=True))) == evaluate(models["trained"], items, a_process())
+    assert set(forwards) == {math.ceil(num_batches / n)}
+
+
+def test_the_model_is_as_before(models):
+    """Evaluated in eval mode, without gradients; left in the mode it was in."""
+    model = GPT(GPTConfig(block_size=64, n_layer=1, n_head=1, n_embd=8, dropout=0.5)).train()
+    items = [tokenize_example(ITEM)]
+    assert evaluate(model, items, a_process()) == evaluate(model, items, a_process()) and model.training
+    assert evaluate(model.eval(), items, a_process()) and not model.training
+
+
+def test_a_row_holds_the_context_once():
+    """The example in hellaswag.py: context A B C, endings d e f and g h, and who may attend to whom."""
+    A, B, C, d, e, f, g, h = range(8)
+    row = hellaswag.pack(0, hellaswag.Item([A, B, C], [[d, e, f], [g, h]], 0), block_size=64)
+    assert row.ids == [A, B, C, d, e, g] and row.position_ids == [0, 1, 2, 3, 4, 3] and row.part == [-1, -1, -1, 0, 0, 1]
+    assert list(zip((row.ids[i] for i in row.predicted_by), row.targets, strict=True)) == [
+        (C, d), (d, e), (e, f), (C, g), (g, h)]
+    one_hot = torch.eye(6)[None, None]  # values that name their token
+    seen = hellaswag.attend_to_own_text(torch.tensor([row.part]))(None, one_hot * 0, one_hot, one_hot)[0, 0] > 0
+    assert [[row.ids[j] for j in range(6) if seen[i, j]] for i in range(6)] == [
+        [A], [A, B], [A, B, C], [A, B, C, d], [A, B, C, d, e], [A, B, C, g]]
 
 
 def test_no_batch_has_more_tokens_than_its_budget():
@@ -143,143 +174,74 @@ def test_no_batch_has_more_tokens_than_its_budget():
     assert {len(batch) for batch in make_batches(items, 1, 64)} == {1}
 
 
-def test_a_file_that_is_not_the_published_one_is_never_used(tmp_path, monkeypatch):
-    """Partial downloads were used silently once: the checksum decides."""
-    content = (json.dumps(ITEM) + "\n").encode()
-    (tmp_path / "hellaswag_val.jsonl").write_bytes(content)
-    with pytest.raises(OSError, match="not the published file"):
-        list(hellaswag.iterate_examples("val", str(tmp_path)))
-    assert hellaswag.load_examples(str(tmp_path)) == []
-    monkeypatch.setitem(hellaswag.SHA256, "val", hashlib.sha256(content).hexdigest())
-    assert hellaswag.load_examples(str(tmp_path)) == [ITEM]
-
-
-@pytest.mark.parametrize("status, cut, sha, kept", [
-    (200, 0, True, True), (200, 9, True, False), (206, 0, True, False), (200, 0, False, False)],
-    ids=["whole", "shorter than announced", "a partial answer", "another content"])
-def test_a_download_is_checked_before_it_is_kept(status, cut, sha, kept, tmp_path, monkeypatch):
-    """Status, length and checksum; then renamed into place, or nothing is left."""
-    content = (json.dumps(ITEM) + "\n").encode()
-    monkeypatch.setitem(hellaswag.SHA256, "val", hashlib.sha256(content if sha else b"").hexdigest())
-    reply = io.BytesIO(content[: len(content) - cut])
-    reply.status, reply.url, reply.headers = status, "http://source", {"Content-Length": len(content)}
-    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", lambda *args, **kwargs: reply)
-    if kept:
-        assert hellaswag.download("val", str(tmp_path)) == str(tmp_path / "hellaswag_val.jsonl")
-    else:
-        with pytest.raises(OSError):
-            hellaswag.download("val", str(tmp_path))
-    assert len(list(tmp_path.iterdir())) == kept
-
-
-def test_no_network_is_one_warning(tmp_path, monkeypatch, capsys):
-    """What neither source gives is said once, and leaves no partial file."""
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
-    hellaswag.prepare(str(tmp_path))
-    out = capsys.readouterr().out
-    assert out == "warning: no HellaSwag in this run: no route to host; second source: OSError\n"
-    assert list(tmp_path.iterdir()) == [] == hellaswag.load_examples(str(tmp_path))
-
-
-@pytest.mark.parametrize("n", [10042, 10041])
-def test_the_second_source(n, tmp_path, monkeypatch, capsys):
-    """Hugging Face's copy has the labels as texts; the items are the same. One item less, and it is not used."""
-    datasets = pytest.importorskip("datasets")
-
-    def reachable(url, timeout):
-        if "Rowan" not in url:
-            raise OSError("the first source is gone")
-        return io.BytesIO()
-    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", reachable)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: [{**ITEM, "label": "2"}] * n)
-    hellaswag.prepare(str(tmp_path))
-    assert hellaswag.load_examples(str(tmp_path)) == ([ITEM] * n if n == 10042 else [])
-    assert ("warning" in capsys.readouterr().out) == (n != 10042)
-
-
-def test_a_part_of_the_items_is_never_used(tmp_path, monkeypatch, capsys):
-    """Two items, left by somebody in place of the second source's copy: their accuracy would be another figure."""
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
-    (tmp_path / "hellaswag_val_hub.jsonl").write_text(2 * (json.dumps(ITEM) + "\n"))
-    assert hellaswag.load_examples(str(tmp_path)) == []
-    hellaswag.prepare(str(tmp_path))
-    out = capsys.readouterr().out
-    assert "has not all 10,042 items: it is not used" in out and "no HellaSwag in this run" in out
-
-
 def test_endings_longer_than_the_context(capsys):
     """No run ends over them: their last tokens are scored, and it is said how many items that concerns."""
     model = random_model(GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=8))
     long = hellaswag.Item([1, 2, 3], [list(range(20)), [5], list(range(8)), list(range(9))], 1)
-    sums, means = hellaswag.score(model, [long, long._replace(endings=[[4]] * 4)], a_process(), 512)
+    sums, means, _ = hellaswag.score(model, [long, long._replace(endings=[[4]] * 4)], a_process(), 512)
     assert sums.isfinite().all() and torch.allclose(sums / torch.tensor([[8, 1, 8, 8], [1, 1, 1, 1]]), means)
     assert "1 of 2 items have endings of more than 8 tokens" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "7", '{"ctx": "a"}', *(json.dumps({**ITEM, **wrong}) for wrong in (
-    {"label": 4}, {"endings": ["a", "b"]}, {"endings": ["a", "b", "", "d"]}, {"ctx": 3}, {"ctx": ""},
-    {"ctx": "\ud800 a"}, {"endings": ["a", "b", "\udc00", "d"]}))])
-def test_a_malformed_line_is_named(line, tmp_path):
-    (tmp_path / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line + "\n")
-    assert "items.jsonl, line 2" in refusal(list, hellaswag.read_examples(tmp_path / "items.jsonl"))
-
-
 def test_the_published_figures_are_compared_with_the_whole_split_only():
     """A part of the items, or a text at hand, is another benchmark, and the report says so."""
-    assert "this model is -2.0 standard errors" in play.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
-    assert "standard errors from" not in play.report("m", 0.28, 0.29, 10042, False)
-    assert "not these" in play.report("m", 0.28, 0.29, 300, True)
+    assert "this model is -2.0 standard errors" in hellaswag.report("m", 0.28, 0.2955 - 2 * 0.00455, 10042, True)
+    assert "standard errors from" not in hellaswag.report("m", 0.28, 0.29, 10042, False)
+    assert "not these" in hellaswag.report("m", 0.28, 0.29, 300, True)
 
 
 @pytest.mark.parametrize("acc", [0.0, 1.0])
 def test_a_model_that_is_always_right_or_wrong_has_no_standard_error(acc):
     """The published figures stand there, without a distance in units of nothing."""
-    said = play.report("m", acc, acc, hellaswag.NUM_ITEMS, True)
+    said = hellaswag.report("m", acc, acc, hellaswag_file.NUM_ITEMS, True)
     assert "+- 0.0000" in said and "published, gpt2: acc" in said and "standard errors from" not in said
 
 
 def test_as_many_items_of_your_own_are_not_the_published_ones(tmp_path, monkeypatch, trained, capsys):
     """The checksum says which items they are, not their number."""
-    monkeypatch.setattr(hellaswag, "NUM_ITEMS", 2)
+    monkeypatch.setattr(hellaswag, "NUM_ITEMS", 2)  # of the published split
     content = 2 * (json.dumps(ITEM) + "\n").encode()
     (tmp_path / "mine.jsonl").write_bytes(content)
     for sha, said in ("0", "not these"), (hashlib.sha256(content).hexdigest(), "published, gpt2"):
-        monkeypatch.setitem(hellaswag.SHA256, "val", sha)
-        play.main(["hellaswag", *trained, f"--data={tmp_path / 'mine.jsonl'}"])
+        monkeypatch.setattr(hellaswag_file, "SHA256", sha)
+        hellaswag.run(train_gpt2, [*trained, f"--data={tmp_path / 'mine.jsonl'}"])
         out = capsys.readouterr().out
         assert said in out and ("not these" in out) == (sha == "0")
-
-
-@pytest.mark.parametrize("name", ["hellaswag_val.jsonl", "hellaswag_val_hub.jsonl"])
-def test_a_pipe_in_place_of_the_items(name, tmp_path, monkeypatch, capsys):
-    """Nobody writes to it: we do not wait, and it stays where it is."""
-    def no_network(*args, **kwargs):
-        raise OSError("no route to host")
-    monkeypatch.setattr(hellaswag.urllib.request, "urlopen", no_network)
-    os.mkfifo(tmp_path / name)
-    code = f"import hellaswag; print(hellaswag.load_examples({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n"
-    hellaswag.prepare(str(tmp_path))
-    assert "no HellaSwag in this run" in capsys.readouterr().out and (tmp_path / name).is_fifo()
 
 
 @pytest.mark.parametrize("flags, said", [
     (["--data=nowhere"], "no such file"), (["--limit=0"], "at least 1"), (["--batch_tokens=0"], "at least 1"),
     (["--model=gone.pt"], "gone.pt"), (["--device=abacus"], "abacus"), (["--wrong"], "--wrong")])
 def test_wrong_flags(flags, said, trained):
-    assert said in refusal(play.main, ["hellaswag", *trained, *flags])
+    assert said in refusal(hellaswag.run, train_gpt2, [*trained, *flags])
+
+
+def test_a_model_must_be_named():
+    assert refusal(hellaswag.run, train_gpt2, []) == "--model is missing: try --model=gpt2"
+
+
+def test_the_program_prints_the_shares_of_the_plain_evaluation(trained, tmp_path, capsys):
+    """acc, acc_norm and its standard error, for all items of a file or for the first 20."""
+    saved = train_gpt2.load_model(trained[0].removeprefix("--model="))
+    model = GPT(GPTConfig(**saved["config"])).eval()
+    model.load_state_dict(saved["model"])
+    examples = items_of(30)
+    labels = torch.tensor([example["label"] for example in examples])
+    for n, flags in ((30, []), (20, ["--limit=20", "--batch_tokens=300"])):
+        hellaswag.run(train_gpt2, [*trained, *flags])
+        said = re.search(r"acc ([\d.]+), acc_norm ([\d.]+) \+- ([\d.]+) \(standard error\), n (\d+)",
+                         capsys.readouterr().out)
+        right = [losses.argmin(1) == labels[:n] for losses in plain(model, examples[:n])]
+        acc, acc_norm = (rows.float().mean().item() for rows in right)
+        error = math.sqrt(acc_norm * (1 - acc_norm) / n)
+        assert said.groups() == (f"{acc:.4f}", f"{acc_norm:.4f}", f"{error:.4f}", str(n))
 
 
 def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
     """Losses per token of other tokens are not comparable: refused here, said and left out in training."""
     train("char", "--max_steps=2", "--save_every=2")
     assert "another tokenizer" in refusal(
-        play.main, ["hellaswag", f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
+        hellaswag.run, train_gpt2, [f"--model={tmp_path / 'char' / 'model_00002.pt'}", *trained[1:]])
     assert "hella" not in train("char2", "--max_steps=1", "--hellaswag")
     assert "no HellaSwag" in capsys.readouterr().out
 
@@ -301,18 +263,5 @@ def test_the_eval_never_holds_more_than_a_gigabyte(ctx, device, dtype):
     batches = len(hellaswag.make_batches(items, batch_tokens, 1024))
     with LiveStorages() as live:
         process = a_process(autocast, num_processes=batches)  # the first of so many: it does the first batch
-        sums, _ = hellaswag.score(model, items, process, batch_tokens)
-    assert not sums[0].isnan().any() and 0.05e9 < live.peak < 1e9, live.peak
-
-
-@pytest.mark.parametrize("data, said", [
-    ('{"ctx": "café"}'.encode("latin-1"), "line 1: not a HellaSwag item: one is JSON in UTF-8"),
-    (gzip.compress(b"{}"), "seems to be a gzip file: gunzip it first"),
-    ('{"ctx": "a"}'.encode("utf-16"), "is in UTF-16"),
-    (b"[" * 100_000, "line 1: not a HellaSwag item"),
-    (b'{"ctx": "a", "label": 0, "endings": "abcd"}', "line 1: not a HellaSwag item"),
-    (b'{"ctx": "a", "label": 0, "endings": {"a": "1", "b": "2", "c": "3", "d": "4"}}', "line 1: not a HellaSwag item"),
-], ids=["Latin-1", "gzip", "UTF-16", "deep", "a string", "a dict"])
-def test_a_file_of_something_else(data, said, tmp_path):
-    (tmp_path / "items.jsonl").write_bytes(data)
-    assert said in refusal(list, hellaswag.read_examples(str(tmp_path / "items.jsonl")))
+        sums, _, mine = hellaswag.score(model, items, process, batch_tokens)
+    assert mine[0] and sums[mine].isfinite().all() and 0.05e9 < live.peak < 1e9, live.peak

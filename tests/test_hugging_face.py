@@ -1,12 +1,16 @@
-"""Facts about GPT-2 in Hugging Face's files: read as they were written, and what does not fit is named."""
+"""
+Facts about GPT-2 in Hugging Face's formats: whatever transformers reads as a GPT-2 like ours is read, and everything
+else is refused in one line.
+"""
 import json
+import os
 
 import pytest
 import torch
 from small_runs import fuzz, hugging_face_model, random_model, refusal
 
-import train_gpt2
-from train_gpt2 import GPT, GPTConfig
+from support.hugging_face import save_pretrained
+from train_gpt2 import GPT, GPTConfig, load_model
 
 
 @pytest.mark.parametrize("n_layer, n_head", [(12, 12), (24, 16), (36, 20), (48, 25)],
@@ -14,81 +18,179 @@ from train_gpt2 import GPT, GPTConfig
 def test_save_and_load_is_the_identity(n_layer, n_head, tmp_path):
     """Bit for bit, in the shapes of all four GPT-2s (but for their width). The padding rows are left out."""
     model = random_model(GPTConfig(16, 128, n_layer, n_head, 2 * n_head))
-    model.save_pretrained(tmp_path, n_vocab=97)
+    save_pretrained(model, tmp_path, n_vocab=97)
     again = GPT.from_pretrained(str(tmp_path))
     assert again.config == GPTConfig(16, 97, n_layer, n_head, 2 * n_head)
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert (a[:97] if name in ("transformer.wte.weight", "lm_head.weight") else a).equal(b), name
 
 
-def edit_safetensors(path, change):
-    from safetensors.torch import load_file, save_file
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path)
+# --- files of all ages ----------------------------------------------------------------------------
 
+@pytest.fixture
+def theirs(tmp_path):
+    """A GPT-2 of transformers, saved to tmp_path."""
+    return hugging_face_model(tmp_path, n_layer=2, n_head=2, n_embd=32, vocab_size=97, n_positions=16)
+
+
+def edit_weights(folder, change):
+    """change(weights) edits the dict in place."""
+    from safetensors.torch import load_file, save_file
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def edit_config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def add_masks(folder, theirs):
+    """The first versions of transformers saved the causal masks, which are constants."""
+    def add(weights):
+        for i in range(2):
+            weights[f"transformer.h.{i}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()
+            weights[f"transformer.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+    edit_weights(folder, add)
+
+
+def drop_prefix(folder, theirs):
+    """OpenAI's names, as in gpt2 on the hub: without "transformer." in front."""
+    def drop(weights):
+        for key in list(weights):
+            weights[key.removeprefix("transformer.")] = weights.pop(key)
+    edit_weights(folder, drop)
+
+
+def write_pickle(folder, theirs):
+    os.remove(folder / "model.safetensors")
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+
+
+def write_shards(folder, theirs):
+    """Large models come in several files."""
+    os.remove(folder / "model.safetensors")
+    theirs.save_pretrained(folder, max_shard_size="30KB")
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+
+
+def write_out_n_inner(folder, theirs):
+    """Usually null, which means four times the width."""
+    edit_config(folder, n_inner=4 * 32)
+
+
+@pytest.mark.parametrize("change", [add_masks, drop_prefix, write_pickle, write_shards, write_out_n_inner])
+def test_files_of_all_ages_are_read(change, theirs, tmp_path, capfd):
+    """The same logits as from transformers' own model. Loading prints nothing, neither warnings nor a bar."""
+    change(tmp_path, theirs)
+    capfd.readouterr()
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
+    assert capfd.readouterr() == ("", "")
+    idx = torch.randint(0, 97, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(idx)[0], theirs(idx).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_becomes_float32(theirs, tmp_path):
+    theirs.half().save_pretrained(tmp_path)
+    assert {p.dtype for p in GPT.from_pretrained(str(tmp_path)).parameters()} == {torch.float32}
+
+
+# --- what is refused ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change, said", [
-    (lambda w: w.pop("transformer.h.1.mlp.c_fc.bias"), 'Missing key(s) in state_dict: "transformer.h.1.mlp.c_fc.bias"'),
+    (lambda w: w.pop("transformer.h.1.mlp.c_fc.bias"), "it has no transformer.h.1.mlp.c_fc.bias"),
     (lambda w: w.pop("transformer.wte.weight"), "transformer.wte.weight"),
-    (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "Unexpected key(s) in state_dict"),
-    (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "size mismatch for transformer.ln_f.bias"),
-    (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "transformer.ln_f.bias has numbers that are nan"),
-    (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(1, 1, 32, 32)}), "has 4 dimensions"),
-    (lambda w: w.update({"transformer.h.1.attn.c_proj.weight": torch.zeros(())}), "size mismatch"),
-    (lambda w: w.update({"transformer.ln_f.bias": torch.ones(32, dtype=torch.int8)}), "transformer.ln_f.bias is int8"),
-], ids=["missing", "no embedding", "extra", "wrong shape", "NaN", "4-D", "0-D", "int8"])
-def test_weights_that_do_not_fit_are_named(change, said, tmp_path, play_refuses):
-    random_model().save_pretrained(tmp_path / "hf", 97)
-    edit_safetensors(tmp_path / "hf" / "model.safetensors", change)
-    assert said in play_refuses("info", tmp_path / "hf")
-
-
-@pytest.mark.parametrize("key, value", [
-    ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_layer", "2"), ("n_head", 3),
-    ("scale_attn_by_inverse_layer_idx", True), ("model_type", "llama")])
-def test_a_config_of_another_model_is_refused(key, value, tmp_path, play_refuses):
-    """Weights alone do not make a model: with another activation the same numbers would mean something else."""
-    random_model().save_pretrained(tmp_path / "hf")
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, key: value}))
-    assert key in play_refuses("info", tmp_path / "hf")
-
-
-def replace(path, old, new):
-    path.write_text(path.read_text().replace(old, new))
-
-
-@pytest.mark.parametrize("damage, said", [
-    (lambda d: (d / "model.safetensors").unlink(), "model.safetensors"),
-    (lambda d: (d / "config.json").write_text('{"model_type": "llama"}'), "model_type"),
-    (lambda d: replace(d / "config.json", '"n_layer": 1', '"n_layer": 2'), "h.1."),
-    (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "cannot load"),
-    (lambda d: (d / "config.json").write_text("[" * 100_000), "cannot load"),
-], ids=["no weights", "another model", "another depth", "not safetensors", "deep"])
-def test_a_directory_that_is_no_gpt2_is_refused(damage, said, tmp_path, capsys):
-    """One line that names it, no traceback. pytorch_model.bin, a pickle that could run anything, is never opened."""
-    hugging_face_model(tmp_path, n_layer=1, n_head=2, n_embd=32, vocab_size=97, n_positions=16)
-    damage(tmp_path)
-    torch.save({}, tmp_path / "pytorch_model.bin")
+    (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "unknown weights transformer.h.7.ln_1.bias"),
+    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "unknown weights score.weight"),
+    (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "other shapes of transformer.ln_f.bias"),
+    (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "nan or infinity in transformer.ln_f.bias"),
+], ids=["missing", "no embedding", "left over", "another head", "wrong shape", "nan"])
+def test_weights_that_do_not_fit_are_named(change, said, theirs, tmp_path):
+    edit_weights(tmp_path, change)
     assert said in refusal(GPT.from_pretrained, str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [
-    dict(n_layer=10**9), dict(n_embd=2**40, n_head=1), dict(vocab_size=-1), dict(n_positions="many"), dict(n_head=3),
-    dict(n_layer=1.5), dict(vocab_size=10**12),
-], ids=str)
-def test_a_hugging_face_directory_made_to_attack(change, tmp_path):
-    """Its config.json may ask for any size: nothing of that size is built."""
-    train_gpt2.GPT(train_gpt2.GPTConfig(8, 16, 1, 1, 8)).save_pretrained(tmp_path / "hf")
-    path = tmp_path / "hf" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    refusal(train_gpt2.load_model, str(tmp_path / "hf"))
+@pytest.mark.parametrize("key, value", [
+    ("activation_function", "relu"), ("layer_norm_epsilon", 1e-6), ("n_inner", 64),
+    ("scale_attn_by_inverse_layer_idx", True), ("tie_word_embeddings", False), ("model_type", "llama"),
+    ("n_layer", "2"), ("n_head", 3)])
+def test_a_config_of_another_model_is_refused(key, value, theirs, tmp_path):
+    """Weights alone do not make a model: with another activation the same numbers would mean something else."""
+    edit_config(tmp_path, **{key: value})
+    line = refusal(GPT.from_pretrained, str(tmp_path))
+    assert key in line or "num_heads" in line
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda d: (d / "model.safetensors").unlink(), "no file named model.safetensors"),
+    (lambda d: (d / "config.json").unlink(), "model_type"),
+    (lambda d: edit_config(d, n_layer=3), "it has no transformer.h.2."),
+    (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "SafetensorError"),
+], ids=["no weights", "no config", "another depth", "not safetensors"])
+def test_a_directory_that_is_no_gpt2_is_refused(damage, said, theirs, tmp_path, capfd):
+    damage(tmp_path)
+    capfd.readouterr()
+    line = refusal(GPT.from_pretrained, str(tmp_path))
+    assert said in line and str(tmp_path) in line and capfd.readouterr() == ("", "")
+
+
+class Attack:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_runs_no_code(theirs, tmp_path):
+    """pytorch_model.bin is a pickle, which could run anything: only tensors are read from it."""
+    os.remove(tmp_path / "model.safetensors")
+    torch.save({"transformer.wte.weight": Attack(tmp_path / "attacked")}, tmp_path / "pytorch_model.bin")
+    refusal(GPT.from_pretrained, str(tmp_path))
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "mine"])
+def test_a_directory_runs_no_code(model_type, theirs, tmp_path, capfd):
+    """A directory may bring Python files for transformers to import: they are ignored, and nobody is asked."""
+    (tmp_path / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'attacked')!r})\n")
+    edit_config(tmp_path, model_type=model_type, auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"})
+    capfd.readouterr()
+    if model_type == "gpt2":
+        GPT.from_pretrained(str(tmp_path))
+    else:
+        assert "custom code" in refusal(GPT.from_pretrained, str(tmp_path))
+    assert not (tmp_path / "attacked").exists() and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_spec.json"])
 def test_mutated_hugging_face_directories(name, tmp_path):
-    train_gpt2.GPT(train_gpt2.GPTConfig(8, 16, 1, 1, 8)).save_pretrained(tmp_path)
+    save_pretrained(GPT(GPTConfig(8, 16, 1, 1, 8)), tmp_path)
     (tmp_path / "tokenizer_spec.json").write_text(json.dumps({"name": "char", "chars": "abc"}))
-    fuzz(tmp_path / name, lambda: train_gpt2.load_model(str(tmp_path)),
+    fuzz(tmp_path / name, lambda: load_model(str(tmp_path)),
          lambda start: all(w.isfinite().all() for w in start["model"].values()), 150)
+
+
+def test_without_a_network_one_line_says_what_to_try(monkeypatch, tmp_path):
+    """OpenAI's models come from the hub, once; later they are in its cache."""
+    import huggingface_hub
+
+    def fail(*args, **kwargs):
+        raise OSError("no network")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert "HF_ENDPOINT" in refusal(GPT.from_pretrained, "gpt2")
+
+
+def test_gpt2_is_read_from_the_hubs_cache(theirs, monkeypatch, tmp_path):
+    import huggingface_hub
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append(repository)
+        return str(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert GPT.from_pretrained("gpt2").config.n_embd == 32 and asked == ["openai-community/gpt2"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 from small_runs import read_log
 
-from support import identity
-from train_gpt2 import load_checkpoint
+from support import checkpoints, identity
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def launched(monkeypatch):
 
 
 def run_of(path):
-    return load_checkpoint(str(path))["run"]
+    return checkpoints.read(str(path))["run"]
 
 
 def test_a_run_has_a_number_and_keeps_it(train, tmp_path):

@@ -5,16 +5,16 @@ import os
 import pytest
 from small_runs import ROOT, refusal
 
-import train_gpt2
 from support.health import compare_to_reference
-from support.settings import parse_flags
+from support.settings import resolve
 from tools import laptop_curve
+from train_gpt2 import PRESETS, GPTConfig, TrainConfig
 
 LAPTOP = ["--preset=laptop", f"--data_root={ROOT}/input.txt"]
 
 
 def configs(*flags):
-    return parse_flags([*LAPTOP, *flags], "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)[:2]
+    return resolve([*LAPTOP, *flags], "", GPTConfig, TrainConfig, PRESETS, load_model=None)[:2]
 
 
 def test_a_run_of_the_preset_is_compared_with_ten_seeds():

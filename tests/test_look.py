@@ -17,7 +17,7 @@ from small_runs import ROOT, a_process, hugging_face_model, items_of, random_mod
 import hellaswag
 import look
 import play
-from support.runlog import RunLog
+from support.run import Run
 from support.tokenizer import BPETokenizer, gpt2_tokenizer, make_tokenizer, token_bytes, train_bpe
 from train_gpt2 import GPT, DataLoaderLite, GPTConfig, TrainConfig, evaluate_val_loss
 
@@ -53,10 +53,9 @@ def test_the_mean_surprise_is_the_validation_loss():
     model, tokens = random_model(TINY), random_ids(5 * 64 + 1)
     x, y = torch.tensor([tokens[:64]]), torch.tensor([tokens[1:65]])
     assert look.surprise(model, tokens[:65]).mean().item() == pytest.approx(model(x, y)[1].item(), abs=1e-6)
-    process = a_process()
-    process.config, process.log = TrainConfig(T=64, val_tokens=5 * 64), RunLog()
     loader = DataLoaderLite([np.array(tokens, dtype=np.uint16)], 1, 64)
-    loss = evaluate_val_loss(0, model, loader, process)
+    config = TrainConfig(T=64, B=1, val_tokens=5 * 64)
+    loss = evaluate_val_loss(model, loader, config, a_process(), Run(config, None))
     costs = [look.surprise(model, tokens[i : i + 65]) for i in range(0, 5 * 64, 64)]
     assert torch.cat(costs).mean().item() == pytest.approx(loss, abs=1e-4)
 
@@ -238,7 +237,7 @@ def test_endings_cost_what_hellaswag_says():
     """Sum by sum, also where the context is cut."""
     model, examples = small_gpt2(block_size=40), items_of(12)
     items = [hellaswag.tokenize_example(example) for example in examples]
-    sums, _ = hellaswag.score(model, items, a_process(), 512)
+    sums, _, _ = hellaswag.score(model, items, a_process(), 512)
     for example, expected in zip(examples, sums.tolist(), strict=True):
         page = data_of(look.make_item_page([("m", model)], gpt2_tokenizer(), example))
         ours = [sum(ending["costs"]) for ending in page["models"][0]["endings"]]

@@ -1,5 +1,6 @@
 """Facts about what the measuring programs share."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,17 @@ from small_runs import TINY, TINY_CONFIG, random_model
 
 import hellaswag
 import train_gpt2
+from support import hellaswag_file, hugging_face
 from support.arithmetic import FILLED, peak
+from support.run import Run
 from tools import measure
 
 
 def test_made_up_items_are_as_long_as_real_ones(tmp_path, monkeypatch):
     """In tokens: a third is as short as captions of films, and train_gpt2.py finds and reads them as HellaSwag's."""
     measure.write_items(str(tmp_path), 90)
-    monkeypatch.setattr(hellaswag, "NUM_ITEMS", 90)
-    examples = hellaswag.load_examples(str(tmp_path / hellaswag.DATA_DIR))
+    monkeypatch.setattr(hellaswag_file, "NUM_ITEMS", 90)
+    examples = hellaswag_file.find_examples(download=False, data_dir=str(tmp_path / hellaswag_file.DATA_DIR))
     items = [hellaswag.tokenize_example(example) for example in examples]
     assert len(items) == 90 and {item.label for item in items} == {0, 1, 2, 3}
     short, long = items[::3], [item for i, item in enumerate(items) if i % 3 > 0]
@@ -34,7 +37,7 @@ def test_made_up_shards_have_documents_of_fineweb_s_lengths(tmp_path):
     assert len(tokens) == 2**21 and starts[0] == 0
     assert np.mean(lengths) == pytest.approx(1022, rel=0.1) and np.median(lengths) == pytest.approx(620, rel=0.1)
     shard = train_gpt2.load_tokens(str(tmp_path / "edufineweb_train_000001.npy"))
-    x, _ = train_gpt2.DataLoaderLite([shard], 2, 64, n_vocab=50257).next_batch()
+    x, _ = train_gpt2.DataLoaderLite([shard], 2, 64).next_batch()
     assert x[0, 0] == 50256 and x.unique().numel() > 100
 
 
@@ -43,8 +46,7 @@ def test_contenders_compute_the_same_loss():
     pytest.importorskip("transformers")
     model = random_model()
     theirs = measure.transformers_gpt2(TINY_CONFIG).eval()
-    weights = {name: w.t() if name.endswith(train_gpt2.CONV1D) else w for name, w in model.state_dict().items()}
-    theirs.load_state_dict(weights)
+    theirs.load_state_dict(hugging_face.transposed(model.state_dict()))
     tokens = torch.randint(0, 128, (2, 17), generator=torch.Generator().manual_seed(0))
     x, y = tokens[:, :-1], tokens[:, 1:]
     ours, plain = (measure.compute_loss(name, model, x, y).item() for name in ("ours", "plain"))
@@ -74,16 +76,16 @@ def test_a_contender_takes_steps(name):
 
 def test_a_watched_run_tells_its_phases_apart(tmp_path, text):
     """What each took, in order; and afterwards train_gpt2 is as it was."""
-    before = {name: getattr(train_gpt2, name) for name in (*measure.BETWEEN_STEPS, "report_step")}
+    watched = [*measure.BETWEEN_STEPS, (Run, "log")]
+    before = [getattr(module, name) for module, name in watched]
     with measure.watch() as seen:
         train_gpt2.run([*TINY, f"--data_root={text}", f"--log_dir={tmp_path / 'log'}", "--max_steps=3",
                         "--eval_every=2", "--save_every=2"])
     phases = [use.phase for use in seen.uses if use.phase != "step"]
-    assert phases == ["validation", "hellaswag", "samples", "validation", "save", "hellaswag", "samples",
-                      "validation", "save", "hellaswag", "samples"]
+    assert phases == ["validation", "save", "validation", "samples", "save", "validation", "samples"]
     assert len(seen.step_ends) == 3 and seen.step_ends == sorted(seen.step_ends)
     assert seen.most("validation").taken > 10**7 and seen.seconds("save") > 0 and seen.most("nothing") is None
-    assert {name: getattr(train_gpt2, name) for name in before} == before
+    assert [getattr(module, name) for module, name in watched] == before
 
 
 def test_the_largest_batch_that_fits():
@@ -91,10 +93,8 @@ def test_the_largest_batch_that_fits():
     gpt_config, config = train_gpt2.GPTConfig(), train_gpt2.TrainConfig()
     for gigabytes in (8, 16, 24, 80):
         B = measure.fitting_B(gpt_config, config, gigabytes * 1e9)
-        config.B = 2 * B
-        assert B == 64 or peak(gpt_config, config, 1)[1] > FILLED * gigabytes * 1e9
-        config.B = B
-        assert peak(gpt_config, config, 1)[1] <= FILLED * gigabytes * 1e9
+        assert B == 64 or peak(gpt_config, replace(config, B=2 * B), 1)[1] > FILLED * gigabytes * 1e9
+        assert peak(gpt_config, replace(config, B=B), 1)[1] <= FILLED * gigabytes * 1e9
     assert measure.fitting_B(gpt_config, config, 1e9) == 1
 
 

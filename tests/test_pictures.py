@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from small_runs import ROOT, refusal
 
-import train_gpt2
-from support.settings import parse_flags
+from support.settings import resolve
 from tools import pictures
+from train_gpt2 import PRESETS, GPTConfig, TrainConfig
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -88,6 +88,6 @@ def test_every_fault_costs_something(folder):
     for name, fault in (whole, *faults):
         assert f"{name}: {fault['val']:.2f}" in drawn and len(fault["train"]) == 25
         argv = fault["command"].split("train_gpt2.py ")[1].split()
-        _, config, _ = parse_flags(argv, "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)
-        assert config.max_steps == 500
+        settings = resolve(argv, "", GPTConfig, TrainConfig, PRESETS, load_model=None)
+        assert settings.config.max_steps == 500
     assert all(fault["val"] > whole[1]["val"] + 0.05 for _, fault in faults)

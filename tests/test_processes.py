@@ -7,10 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from small_runs import H100, ROOT, refusal
 
 import train_gpt2
-from support.processes import TORCHRUN, Card, catch_signals, check_kernels, find_card, read_ranks
+from support.processes import (
+    TORCHRUN,
+    Card,
+    Signals,
+    check_kernels,
+    explain,
+    find_card,
+    min_over_processes,
+    read_ranks,
+    sum_over_processes,
+)
 
 # --- the card -------------------------------------------------------------------------------------
 
@@ -77,73 +88,122 @@ def test_cuda_where_there_is_none(refused):
     assert "--device=cuda is not available here: try --device=" in refused("--device=cuda")
 
 
+# --- what all processes know together -------------------------------------------------------------
+
+@pytest.mark.parametrize("function, value, op, device", [
+    (sum_over_processes, torch.zeros((), device="meta"), dist.ReduceOp.SUM, "meta"),  # a loss on the GPU
+    (sum_over_processes, True, dist.ReduceOp.SUM, "cpu"),
+    (min_over_processes, 84e9, dist.ReduceOp.MIN, "cpu")])
+def test_what_is_on_the_gpu_is_added_up_by_the_gpus(function, value, op, device, monkeypatch):
+    """NCCL for a tensor of the card (here: of `meta`), gloo for Python's numbers, which need not wait for the card."""
+    class Reduced(Exception):
+        pass
+
+    def reduce(tensor, asked):
+        assert tensor.device.type == device and tensor.dtype == torch.float64 and asked == op
+        raise Reduced
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", reduce)
+    with pytest.raises(Reduced):
+        function(value)
+
+
+def test_one_process_is_its_own_sum():
+    assert sum_over_processes(torch.tensor(2.5)) == 2.5 and min_over_processes(3) == 3.0
+
+
 # --- the end of a process, and its memory ---------------------------------------------------------
 
-def test_a_second_signal_ends_the_process_at_once(monkeypatch):
-    """Ctrl-C twice: who does not want to wait for the checkpoint need not. Under torchrun an echo does not count."""
+@pytest.fixture
+def signals():
+    """A Signals; the handlers that were there before come back after the test."""
+    signals = Signals()
+    yield signals
+    signals.restore()
+
+
+def test_a_second_signal_ends_the_process_at_once(signals, monkeypatch):
+    """Ctrl-C twice: whoever does not want to wait for the checkpoint need not."""
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
-    try:
-        signals = catch_signals()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals[0].name == "SIGINT" and not ended
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert ended == [128 + signal.SIGTERM] and len(signals) == 1
-        monkeypatch.setenv("RANK", "0")
-        signals = catch_signals()
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)  # what torchrun makes of the same Ctrl-C
-        assert len(ended) == 1
-    finally:
-        catch_signals(False)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    before = signal.getsignal(signal.SIGTERM)
+    signals.catch()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.noted[0].name == "SIGINT" and not ended
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
+    signals.restore()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_torchruns_echo_of_a_signal_does_not_count(signals, monkeypatch):
+    """On Ctrl-C a process gets SIGINT from the terminal, and SIGTERM from torchrun, which got the same Ctrl-C."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setenv("RANK", "0")
+    signals.catch()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not ended
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
-def test_a_lost_connection_and_a_job_at_its_limit(name):
+def test_a_lost_connection_and_a_job_at_its_limit(name, signals):
     """Either asks a run to stop, as SIGTERM does. Where nohup has said that SIGHUP is to be ignored, it is."""
     number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
     try:
-        signals = catch_signals()
+        signals.catch()
         os.kill(os.getpid(), number)
-        assert [s.name for s in signals] == [name]
-        catch_signals(False)
+        assert [s.name for s in signals.noted] == [name]
+        signals.restore()
         signal.signal(number, signal.SIG_IGN)
-        signals = catch_signals()
+        signals.catch()
         os.kill(os.getpid(), number)
-        assert signals == []
+        assert len(signals.noted) == 1
+        signals.restore()
     finally:
-        catch_signals(False)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before)
 
 
-def test_out_of_memory_names_half_the_batch(train, refused, monkeypatch):
-    """Nothing is retried with another batch behind your back: the line says what to type."""
-    def forward(self, *args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    monkeypatch.setattr(train_gpt2.GPT, "forward", forward)
-    assert refused() == "out of memory in a step with --B=4: try --B=2"
+@pytest.mark.parametrize("said, phase, advice, line", [
+    ("CUDA out of memory. Tried to allocate 20.00 GiB.", "HellaSwag", "--no-hellaswag",
+     "out of memory in HellaSwag: try --no-hellaswag"),
+    ("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory", "", "",
+     "out of memory: try a smaller --B")])
+def test_out_of_memory_is_explained(said, phase, advice, line):
+    """In the GPU's words or in the CPU's: the line says what was going on, and what to try."""
+    assert str(explain(RuntimeError(said), phase, advice)) == line
 
 
-@pytest.mark.parametrize("where, flags, line", [
-    ("GPT.forward", ["--B=1"], "out of memory in a step with --B=1: try a smaller --T, --activation_checkpointing, or "
-                               "on several GPUs --shard --offload"),
-    ("GPT.forward", ["--eval_every=1"], "out of memory in validation with --B=4: try --B=2"),
-    ("GPT.generate", [], "out of memory while writing samples: try a smaller --block_size"),
-], ids=["a row", "validation", "samples"])
-def test_out_of_memory_names_the_phase(where, flags, line, refused, monkeypatch):
-    """Where half the batch would not help, something else is advised: --B=1 said "try --B=1"."""
+def test_the_end_of_another_process_is_explained():
+    """gloo and NCCL say it in many words. The exit code is 1: nothing was typed wrong."""
+    error = explain(RuntimeError("[../gloo/transport/tcp/pair.cc] Connection closed by peer"), "", "")
+    assert str(error).startswith("lost another process: ") and error.exit_code == 1
+
+
+def test_a_bug_is_not_explained():
+    bug = TypeError("unsupported operand")
+    assert explain(bug, "validation", "a smaller --B") is bug
+
+
+@pytest.mark.parametrize("name, flags, line", [
+    ("forward", [], "out of memory in a step with --B=4: try --B=2"),
+    ("forward", ["--eval_every=1"], "out of memory in validation: try a smaller --B"),
+    ("generate", [], "out of memory in writing samples: try a smaller --block_size"),
+], ids=["a step", "validation", "samples"])
+def test_out_of_memory_names_the_phase(name, flags, line, refused, monkeypatch):
+    """Nothing is tried again with another batch behind your back: the line says what to type."""
     def fail(*args, **kwargs):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory")
-    monkeypatch.setattr(train_gpt2.GPT, where.removeprefix("GPT."), fail)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    monkeypatch.setattr(train_gpt2.GPT, name, fail)
     assert refused(*flags) == line
 
 
 @pytest.mark.parametrize("flag", ["--vocab_size=100000000000", "--block_size=100000000000",
                                   "--vocab_size=281474976710656"])
 def test_a_model_that_no_memory_holds(flag, refused):
-    """It said "try --B=2", which changes nothing about a model."""
-    assert "out of memory while making the model: try a smaller --vocab_size" in refused(flag)
+    assert "out of memory in creating the model: try a smaller" in refused(flag)
 
 
 FAULTS = """

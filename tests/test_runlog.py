@@ -9,9 +9,8 @@ import pytest
 from small_runs import ROOT, TINY, read_log, refusal, write_shards
 
 import train_gpt2
-from support import runlog
+from support import checkpoints, runlog
 from support.files import MARK
-from train_gpt2 import load_checkpoint
 
 
 def test_a_new_run_moves_the_old_one_aside(train, tmp_path, capsys):
@@ -67,8 +66,7 @@ def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    settings = {"train_config": {"tensorboard": False, "max_steps": 1, "data_root": "data"}}
-    first = runlog.open_log(log_dir, settings, None)
+    first = runlog.open_log(log_dir, "data", {}, None, tensorboard=False)
     first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")
@@ -94,7 +92,7 @@ def test_a_full_disk_stops_no_training(train, tmp_path, monkeypatch, capsys):
     assert all(list(log[stream]) == list(range(10)) for stream in ("train", "lr", "norm", "dt"))
     names = sorted(p.name for p in (tmp_path / "log").iterdir() if not p.name.startswith("."))
     assert names == ["log.txt", *(f"model_{s:05d}.pt" for s in (2, 4, 10)), "settings.json"]
-    assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
+    assert checkpoints.read(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
 
 
 @pytest.mark.parametrize("when", ["get_lr", "evaluate_val_loss"])
@@ -102,16 +100,19 @@ def test_a_log_directory_that_is_deleted_is_made_again(when, train, refused, tmp
     """During a step or an eval: what comes later is kept, its last checkpoint too, and no other run gets in."""
     real, log_dir, refusals = getattr(train_gpt2, when), tmp_path / "log", []
 
-    def deleted(step, *args):
+    steps = iter(range(5))  # both functions are called once for each of them
+
+    def deleted(*args):
+        step = next(steps, None)
         if step == 2:
             shutil.rmtree(log_dir)
         if step == 3:
             refusals.append(refused())
-        return real(step, *args)
+        return real(*args)
     monkeypatch.setattr(train_gpt2, when, deleted)
     log = train("log", "--max_steps=4", "--eval_every=1", "--save_every=2")
     assert list(log["train"]) == [2, 3] and f"{log_dir} was deleted" in capsys.readouterr().out
-    assert load_checkpoint(str(log_dir / "model_00004.pt"))["step"] == 4 and (log_dir / "settings.json").exists()
+    assert checkpoints.read(str(log_dir / "model_00004.pt"))["step"] == 4 and (log_dir / "settings.json").exists()
     assert "another run is writing to" in refusals[0]
 
 
@@ -192,7 +193,7 @@ def test_a_log_that_stays_unwritten_is_an_error(train, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(runlog, "append", full)
     line = refusal(lambda: train("log", "--max_steps=2"), exit_code=1)
-    assert line == "the last checkpoint could not be saved, or the log"
+    assert line == "the last checkpoint or the log could not be written"
 
 
 def test_the_data_do_not_move_aside(tmp_path, text, refused):

@@ -1,40 +1,45 @@
 """
-Facts about train_gpt2.py, in the order of its sections: the model and how it writes, the data, many GPUs, training.
-Real runs of a tiny model; what starts several processes is in system/.
+Facts about train_gpt2.py, in the order of its sections: the model and how it writes, the data, many GPUs, the evals,
+training. Real runs of a tiny model; tests that start several processes are in system/.
 """
 import math
 import os
 import re
 import signal
-import types
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import H100, TINY_CONFIG, assert_same_bits, hugging_face_model, random_model, refusal, write_shards
+from small_runs import (
+    H100,
+    TINY_CONFIG,
+    a_process,
+    assert_same_bits,
+    hugging_face_model,
+    random_model,
+    refusal,
+    write_shards,
+)
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import hellaswag
 import train_gpt2
-from support import processes
+from support import checkpoints, processes, shards
 from support.tokenizer import tokenize_file
 from train_gpt2 import (
     GPT,
     DataLoaderLite,
     GPTConfig,
-    KVCache,
     TrainConfig,
-    choose_dtype,
+    choose_prompt,
+    evaluate_val_loss,
     get_lr,
-    load_checkpoint,
     load_tokens,
-    sample_prompt,
     setup_distributed,
 )
 
@@ -142,26 +147,67 @@ def test_an_optimizer_can_overfit_one_batch():
     assert loss.item() < 0.1
 
 
-def test_the_loss_in_pieces_is_the_loss_of_all_logits():
-    """A step wants no logits, and never has all of them: the loss and its gradients come piece by piece."""
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=1200, vocab_size=97, n_layer=1, n_head=2, n_embd=8))
-    x, y = torch.randint(97, (2, 2, 1200))
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.shape[:-1].numel()))
-    logits, _ = model(x)
-    whole = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-    whole.backward()
-    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    none, loss = model(x, y)
-    loss.backward()
-    assert none is None and logits.shape == (2, 1200, 97) and seen == [2400, 1024, 1024, 352]
-    assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
-    assert all(torch.allclose(p.grad, expected[name], atol=1e-7) for name, p in model.named_parameters())
+def test_logits_or_the_loss():
+    """model(idx) gives the logits; model(idx, targets) their mean cross-entropy, and keeps no logits."""
+    model = random_model()
+    x, y = torch.randint(128, (2, 4, 16), generator=torch.Generator().manual_seed(1))
+    logits, no_loss = model(x)
+    no_logits, loss = model(x, y)
+    assert logits.shape == (4, 16, 128) and no_loss is None and no_logits is None
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=0, atol=1e-6)
 
 
-# --- writing: the cache, the window, the choice of a token ----------------------------------------
+# --- looking inside: hidden, with attention of your own -------------------------------------------
+
+def attend_by_hand(layer, q, k, v):
+    """Causal attention in four lines: scores, mask, softmax, weighted sum."""
+    T = q.size(2)
+    scores = q @ k.transpose(2, 3) / math.sqrt(k.size(3))  # (B, nh, T, T)
+    scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -math.inf)
+    return scores.softmax(dim=3) @ v  # (B, nh, T, hs)
+
+
+class EmptyCache:
+    """An attend that is false in Python, like an empty list. No token sees another one."""
+
+    def __len__(self):
+        return 0
+
+    def __call__(self, layer, q, k, v):
+        return torch.zeros_like(q)
+
+
+def test_attention_by_hand_gives_the_same_logits():
+    """`attend` replaces the attention of each layer: here by four lines that do what the fast kernel does."""
+    model, idx, layers = random_model(), torch.randint(128, (3, 16)), []
+
+    def attend(layer, q, k, v):
+        assert q.shape == k.shape == v.shape == (3, 2, 16, 16)
+        layers.append(layer)
+        return attend_by_hand(layer, q, k, v)
+    logits = model.lm_head(model.hidden(idx, attend=attend))
+    torch.testing.assert_close(logits, model(idx)[0], atol=1e-5, rtol=1e-5)
+    assert layers == [block.attn for block in model.transformer.h]
+
+
+def test_an_attend_that_is_false_is_used():
+    """`attend or ...` would ignore an empty cache: the model asks whether it is None."""
+    model, idx = random_model(), torch.randint(128, (2, 16))
+    ours, without = model.hidden(idx, attend=EmptyCache()), model.hidden(idx)
+    assert not bool(EmptyCache()) and not torch.allclose(ours, without)
+    torch.testing.assert_close(model.hidden(idx[:, 5:6], torch.tensor([5]), EmptyCache()), ours[:, 5:6])
+
+
+def test_positions_of_all_rows_or_of_each():
+    """(T,) holds for all rows, (B, T) has a row for each. By default a text begins at position 0."""
+    model, idx = random_model(), torch.randint(128, (2, 8))
+    plain, later = model.hidden(idx), model.hidden(idx, torch.arange(4, 12))
+    assert model.hidden(idx, torch.arange(8)).equal(plain) and not torch.allclose(later, plain)
+    both = model.hidden(idx, torch.stack((torch.arange(8), torch.arange(4, 12))))
+    torch.testing.assert_close(both, torch.stack((plain[0], later[1])))
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 def test_samples_have_no_padding_ids_and_can_be_longer_than_the_context():
     """Rows of the embedding beyond the tokenizer's size are never drawn, though a fresh model finds them as likely."""
@@ -179,101 +225,37 @@ def test_samples_depend_on_their_generator_only():
     assert torch.get_rng_state().equal(before)
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=16))
-@settings(max_examples=30, deadline=None)
-def test_a_cache_changes_no_logits(cuts):
-    """Fed to the model in pieces of any length, a text gets the logits it gets at once: the past never changes."""
-    model, idx = random_model(), torch.randint(0, 128, (3, 16), generator=torch.Generator().manual_seed(1))
-    cache, pieces = KVCache(16), []
-    with torch.no_grad():
-        for n in cuts:
-            if cache.n < 16:
-                pieces.append(model(idx[:, cache.n : cache.n + n], cache=cache)[0])
-        torch.testing.assert_close(torch.cat(pieces, dim=1), model(idx[:, : cache.n])[0], atol=1e-5, rtol=1e-5)
-
-
-def test_greedy_text_equals_that_of_transformers(tmp_path):
-    """The same weights and the likeliest token each time: the same 200 tokens, in each of three rows."""
-    transformers = pytest.importorskip("transformers")
-    model = random_model(GPTConfig(block_size=256, vocab_size=97, n_layer=3, n_head=2, n_embd=64))
-    model.save_pretrained(tmp_path)
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
-    idx = torch.randint(0, 97, (3, 8), generator=torch.Generator().manual_seed(1))
-    expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=200, do_sample=False,
-                               eos_token_id=None, pad_token_id=0)
-    assert len(set(expected[0].tolist())) > 3, "a model that repeats itself would prove little"
-    assert model.generate(idx, 200, temperature=0).equal(expected)
-
-
-def test_when_the_window_is_full_its_older_half_is_forgotten():
-    """16 positions: token 17 is made from the newest 8, and so on. A prompt may be longer than the window."""
-    model, idx = random_model(), torch.randint(0, 128, (2, 21), generator=torch.Generator().manual_seed(1))
+def test_the_most_likely_token_each_time():
+    """top_k=1 leaves no choice: argmax of the last logits, given at most block_size tokens, here 16."""
+    model, idx = random_model(), torch.randint(128, (2, 21), generator=torch.Generator().manual_seed(1))
     for T in (1, 15, 16, 21):
-        rows = start = idx[:, :T]
-        window, seen = min(T, 16), []
-        with torch.no_grad():
-            for _ in range(40):
-                seen.append(window)
-                rows = torch.cat((rows, model(rows[:, -window:])[0][:, -1:].argmax(dim=-1)), dim=1)
-                window = 8 if window == 16 else window + 1
-        assert model.generate(start, 40, temperature=0).equal(rows), (T, seen)
-
-
-def test_a_window_of_one_token():
-    assert GPT(GPTConfig(1, 128, 1, 1, 8)).generate(torch.zeros(2, 3, dtype=torch.long), 9).shape == (2, 12)
-
-
-@pytest.mark.parametrize("sampling", [dict(temperature=0), dict(temperature=1e-30), dict(top_k=1), dict(top_p=1e-6)],
-                         ids=str)
-def test_ways_to_say_the_likeliest(sampling):
-    model, idx = random_model(), torch.zeros(4, 1, dtype=torch.long)
-    rows = model.generate(idx, 10, **sampling)
-    assert rows.equal(model.generate(idx, 10, temperature=0, generator=torch.Generator().manual_seed(5)))
+        rows = idx[:, :T]
+        for _ in range(30):
+            rows = torch.cat((rows, model(rows[:, -16:])[0][:, -1:].argmax(dim=-1)), dim=1)
+        assert model.generate(idx[:, :T], 30, top_k=1).equal(rows), T
 
 
 def test_the_shares_of_sampled_tokens(monkeypatch):
-    """Probabilities 0.1, 0.4, 0.2, 0.3: what top_k, top_p and the temperature leave of them, in 20,000 tokens."""
+    """Probabilities 0.1, 0.4, 0.2, 0.3: what top_k and the temperature leave of them, in 20,000 tokens."""
     model = GPT(GPTConfig(8, 4, 1, 1, 8)).eval()
     p = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    monkeypatch.setattr(model, "forward", lambda idx, positions, cache: (p.log().expand(len(positions), -1), None))
+    monkeypatch.setattr(model, "forward", lambda idx: (p.log().expand(*idx.shape, -1), None))
     for sampling, expected in ((dict(), [0.1, 0.4, 0.2, 0.3]), (dict(top_k=2), [0, 4 / 7, 0, 3 / 7]),
-                               (dict(top_p=0.65), [0, 4 / 7, 0, 3 / 7]), (dict(top_p=0.75), [0, 4 / 9, 2 / 9, 3 / 9]),
-                               (dict(top_k=3, top_p=0.75), [0, 4 / 7, 0, 3 / 7]),  # of the three, two make up 7 / 9
                                (dict(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30])):
-        new = next(model.stream(torch.zeros(20_000, 1, dtype=torch.long), generator=torch.Generator().manual_seed(0),
-                                **sampling))
-        shares = new.flatten().bincount(minlength=4) / 20_000
+        rows = model.generate(torch.zeros(20_000, 1, dtype=torch.long), 1, generator=torch.Generator().manual_seed(0),
+                              **sampling)
+        shares = rows[:, 1].bincount(minlength=4) / 20_000
         torch.testing.assert_close(shares, torch.tensor(expected, dtype=torch.float32), atol=0.015, rtol=0)
-
-
-def test_after_the_end_of_a_text_comes_nothing_else():
-    """Up to its first <|endoftext|> a row is the same with and without eot; afterwards it is filled up with it."""
-    model, idx = random_model(), torch.arange(20).view(20, 1)
-    free, ended = (model.generate(idx, 30, n_vocab=20, eot=eot, generator=torch.Generator().manual_seed(0))
-                   for eot in (None, 7))
-    assert free.shape == ended.shape == (20, 31)
-    for a, b in zip(free[:, 1:].tolist(), ended[:, 1:].tolist(), strict=True):
-        end = a.index(7) if 7 in a else 30
-        assert a[:end] == b[:end] and set(b[end:]) <= {7}
-    assert (model.generate(idx * 0 + 7, 30, n_vocab=20, eot=7)[:, 1] != 7).any(), "one in the prompt ends nothing"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_generation_in_every_dtype(dtype):
-    """Weights of any dtype, or autocast: the cache takes the dtype of the keys, ids stay within the vocabulary."""
+    """Weights of any dtype, or autocast: ids stay within the vocabulary."""
     idx = torch.zeros(2, 5, dtype=torch.long)
     rows = random_model().to(dtype).generate(idx, 20, n_vocab=100)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        others, cache = random_model().generate(idx, 20, n_vocab=100), KVCache(16)
-        random_model()(idx, cache=cache)
+        others = random_model().generate(idx, 20, n_vocab=100)
     assert rows.shape == others.shape == (2, 25) and max(rows.max(), others.max()) < 100
-    assert {kept.dtype for kept in (*cache.keys.values(), *cache.values.values())} == {dtype}
-
-
-def test_stream_leaves_training_as_it_was():
-    """Writing needs no gradients, and turns them on again: also when somebody stops in the middle."""
-    stream = random_model().stream(torch.zeros(1, 1, dtype=torch.long))
-    assert not next(stream).requires_grad and torch.is_grad_enabled() and len(list(islice(stream, 3))) == 3
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -309,7 +291,7 @@ def test_the_shards_are_one_circular_stream(sizes, start, n):
     """Reading n tokens anywhere is reading the concatenation of all shards, again and again from its beginning."""
     stream = np.random.default_rng(0).integers(0, 1000, sum(sizes))
     loader = DataLoaderLite(np.split(stream, np.cumsum(sizes)[:-1]), B=0, T=0)
-    assert loader.read(start, n).tolist() == np.take(stream, np.arange(start, start + n), mode="wrap").tolist()
+    assert loader.read_tokens(start, n).tolist() == np.take(stream, np.arange(start, start + n), mode="wrap").tolist()
 
 
 def test_no_drift_after_two_million_steps(tmp_path):
@@ -368,11 +350,9 @@ def test_ids_beyond_the_vocabulary(tmp_path, refused):
     assert "edufineweb_train_000001.npy has token 50257 at offset 555" in err
 
 
-def test_a_text_too_short_for_one_batch(text, refused):
+def test_a_text_too_short_for_one_row(text, refused):
     text.write_text("to be, or not to be")
-    line = refused()
-    assert "too short for a batch" in line and "--preset=laptop" in line
-    assert "--preset" not in refused("--preset=laptop")
+    assert "has 17 tokens: too short for a row of 32: try a smaller --T" in refused()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -383,43 +363,29 @@ def test_a_text_too_short_for_one_batch(text, refused):
 @pytest.mark.parametrize("capability, dtype", [
     ((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16),
     ((6, 1), torch.float32)])
-def test_dtype_by_compute_capability(capability, dtype):
-    """bfloat16 from the A100 on, float16 on V100 and T4, float32 before."""
-    card = replace(H100, capability=capability)
-    chosen, reason = choose_dtype(TrainConfig(), card)
-    assert chosen == dtype and f"{capability[0]}.{capability[1]}" in reason
-    assert choose_dtype(TrainConfig(dtype="float32"), card) == (torch.float32, "as asked for")
+def test_dtype_by_compute_capability(capability, dtype, monkeypatch):
+    """bfloat16 from the A100 on, float16 on V100 and T4, float32 before, where nothing is compiled either."""
+    monkeypatch.setattr(processes, "check_kernels", lambda card: None)
+    monkeypatch.setattr(processes, "find_card", lambda *args: replace(H100, capability=capability))
+    process = setup_distributed(TrainConfig())
+    assert process.dtype == dtype and process.compile == (dtype != torch.float32)
+    if dtype != torch.float32:
+        assert process.dtype_reason == f"native at compute capability {capability[0]}.{capability[1]}"
+    asked = setup_distributed(TrainConfig(dtype="float32", compile=False))
+    assert (asked.dtype, asked.dtype_reason, asked.compile) == (torch.float32, "as asked for", False)
 
 
 def test_processes_with_cards_meet_over_nccl(monkeypatch):
     """And over gloo for what is in the CPU's memory, as with --offload."""
     met = []
-    monkeypatch.setattr(train_gpt2, "find_card", lambda *args: H100)
-    monkeypatch.setattr(train_gpt2, "meet", lambda *args: met.append(args))
+    monkeypatch.setattr(processes, "find_card", lambda *args: H100)
+    monkeypatch.setattr(processes, "meet", lambda *args: met.append(args))
     words = dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     process = setup_distributed(TrainConfig())
     assert (process.rank, process.num_processes, process.device) == (11, 16, H100.device)
     assert met == [("cpu:gloo,cuda:nccl", 600)]
-
-
-@pytest.mark.parametrize("values, op, device", [
-    ((torch.zeros((), device="meta"), 0), dist.ReduceOp.SUM, "meta"),  # a loss on the GPU, and how many signals
-    ((1,), dist.ReduceOp.SUM, "cpu"),
-    ((84e9,), dist.ReduceOp.MIN, "cpu")])
-def test_what_is_on_the_gpu_is_added_up_by_the_gpus(values, op, device, monkeypatch):
-    """NCCL for a tensor of the card (here: of `meta`), gloo for Python's numbers, which need not wait for the card."""
-    class Reduced(Exception):
-        pass
-
-    def reduce(tensor, asked):
-        assert tensor.device.type == device and tensor.dtype == torch.float64 and asked == op
-        raise Reduced
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "all_reduce", reduce)
-    with pytest.raises(Reduced):
-        train_gpt2.all_reduce(*values, op=op)
 
 
 def test_a_mac_has_no_torchrun(monkeypatch):
@@ -438,7 +404,7 @@ def test_float16_skips_a_step_whose_gradients_overflow(train, tmp_path, monkeypa
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, 2.0**60, enabled=enabled))
     train("log", "--dtype=float16", "--max_steps=1", "--save_every=1")
     torch.manual_seed(1337)
-    saved = load_checkpoint(str(tmp_path / "log" / "model_00001.pt"))
+    saved = checkpoints.read(str(tmp_path / "log" / "model_00001.pt"))
     fresh = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
     assert saved["scaler"]["scale"] == 2.0**59
     assert all(saved["model"][name].equal(w) for name, w in fresh.state_dict().items())
@@ -458,7 +424,7 @@ def test_the_whole_program_on_a_pretended_gpu(train, monkeypatch, capsys):
     """
     waits = []
     card = replace(H100, device=torch.device("cpu"))
-    monkeypatch.setattr(train_gpt2, "find_card", lambda *args: card)
+    monkeypatch.setattr(processes, "find_card", lambda *args: card)
     monkeypatch.setattr(processes.Card, "synchronize", lambda self: waits.append(self.name))
     log = train("log", "--dtype=auto", "--eval_every=5", "--save_every=5", "--no-compile")
     assert log["train"][9] < log["train"][0] and waits == [card.name] * 10
@@ -499,7 +465,57 @@ def test_a_step_waits_for_the_gpu_once(train, monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------
-# 7 training: the schedule, the log, resuming, how a run ends
+# 5 the evals
+
+NOBODY_STOPS = SimpleNamespace(end_if_any_process_stopped=lambda: None)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+@pytest.mark.parametrize("B", [1, 4, 64])
+def test_the_validation_loss_does_not_depend_on_how_it_is_computed(B, processes):
+    """
+    25 rows, unevenly divided: the parts of all processes add up to what one process finds, one row at a time.
+    All make the same number of forwards, because a sharded model computes them together.
+    """
+    model, loader = random_model(), DataLoaderLite([np.arange(500) * 7 % 128], 1, 16)
+
+    def evaluate(B, rank=0, num_processes=1):
+        forwards = []
+        hook = model.register_forward_hook(lambda *args: forwards.append(1))
+        config = TrainConfig(B=B, T=16, val_tokens=25 * 16 + 5)
+        loss = evaluate_val_loss(model, loader, config, a_process(None, rank, num_processes), NOBODY_STOPS)
+        hook.remove()
+        return loss, len(forwards)
+    alone, _ = evaluate(1)
+    parts = [evaluate(B, rank, processes) for rank in range(processes)]
+    assert sum(loss for loss, _ in parts) == pytest.approx(alone, rel=1e-6)
+    assert len({forwards for _, forwards in parts}) == 1
+
+
+def test_the_validation_loss_is_the_mean_over_its_tokens():
+    """Over the first val_tokens tokens, in rows of T; the model is in eval mode, and in training mode afterwards."""
+    model, stream = random_model(replace(TINY_CONFIG, dropout=0.5)).train(), torch.arange(200) * 7 % 128
+    loader = DataLoaderLite([stream.numpy()], 1, 16)
+    loss = evaluate_val_loss(model, loader, TrainConfig(B=4, T=16, val_tokens=80), a_process(), NOBODY_STOPS)
+    assert model.training
+    with torch.no_grad():
+        expected = model.eval()(stream[:80].view(5, 16), stream[1:81].view(5, 16))[1].item()
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_validation_has_at_most_8192_tokens_at_a_time():
+    """Its logits are not compiled and take 10 bytes each: B=64 rows of 1,024 tokens would be 33 GB of them."""
+    shapes, real = [], GPT(GPTConfig(2048, 16, 1, 1, 4))
+    real.register_forward_hook(lambda module, args, output: shapes.append(tuple(args[0].shape)))
+    loader = DataLoaderLite([np.zeros(40_001, dtype=np.int64)], 1, 1)
+    for T, B, rows in ((1024, 64, 8), (1024, 2, 2), (2048, 64, 4), (100, 64, 64)):
+        shapes.clear()
+        evaluate_val_loss(real, loader, TrainConfig(B=B, T=T, val_tokens=30_000), a_process(), NOBODY_STOPS)
+        assert max(shapes) == (rows, T)
+
+
+# ----------------------------------------------------------------------------------------------------
+# 6 training: the schedule, the log, resuming, how a run ends
 
 def test_learning_rate():
     """A step at 1/715 of the maximum, the maximum after 715 steps, halfway down in the middle, a tenth at the end."""
@@ -514,7 +530,7 @@ def test_learning_rate():
 def test_the_optimizer_is_the_one_that_was_asked_for(train, tmp_path):
     """Betas and weight decay reach AdamW; norms and biases are not decayed."""
     train("log", "--max_steps=1", "--save_every=1", "--beta1=0.8", "--beta2=0.9", "--weight_decay=0.3")
-    groups = load_checkpoint(str(tmp_path / "log" / "model_00001.pt"))["optimizer"]["param_groups"]
+    groups = checkpoints.read(str(tmp_path / "log" / "model_00001.pt"))["optimizer"]["param_groups"]
     assert [(tuple(g["betas"]), g["weight_decay"]) for g in groups] == [((0.8, 0.9), 0.3), ((0.8, 0.9), 0.0)]
 
 
@@ -534,7 +550,7 @@ def test_the_log_and_the_console(train, tmp_path, capsys):
 
 def test_the_clock_covers_the_step_only(train, monkeypatch):
     """An eval that takes a thousand seconds changes no dt. (Looking at this clock takes a millisecond.)"""
-    clock = types.SimpleNamespace(now=0.0)
+    clock = SimpleNamespace(now=0.0)
 
     def tick(seconds=0.001):
         clock.now += seconds
@@ -572,45 +588,79 @@ def test_start_from_other_weights(train, tmp_path):
 
 # --- the end of a run -----------------------------------------------------------------------------
 
-def test_an_eval_does_not_keep_a_stop_waiting(train, monkeypatch, tmp_path, capsys):
-    """HellaSwag on a laptop takes half an hour: a signal ends it, and the checkpoint is written."""
-    def signalled(process, real=train_gpt2.Process.stop_requested):
-        log = tmp_path / "log" / "log.txt"
-        if not process.signals and log.exists() and "3 train" in log.read_text():
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(process)
-    monkeypatch.setattr(train_gpt2.Process, "stop_requested", signalled)
-    log = train("log", "--eval_every=4", "--save_every=100")
-    assert list(log["train"]) == [0, 1, 2, 3] and list(log["val"]) == [0]
-    assert "stopped by SIGTERM: 4 steps are done" in capsys.readouterr().out
-    assert load_checkpoint(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
+@pytest.fixture
+def short_items(monkeypatch):
+    """HellaSwag with 20 short items in many batches, for a model of characters -> the flag that measures it."""
+    items = [hellaswag.Item([i + 1, i + 2, i + 3], [[4, 5], [6], [7], [8]], i % 4) for i in range(20)]
+    monkeypatch.setattr(hellaswag, "prepare", lambda tokenizer: None)
+    monkeypatch.setattr(hellaswag, "load_items_in_all_processes", lambda tokenizer: items)
+    monkeypatch.setitem(hellaswag.BATCH_TOKENS, "cpu", 8)
+    return "--hellaswag"
 
 
-@pytest.mark.parametrize("eval_name", ["evaluate_hellaswag", "print_samples"])
-def test_what_is_shown_comes_after_saving(eval_name, train, monkeypatch, tmp_path):
-    """Out of memory in HellaSwag, or in the samples: the updates of the run are in the checkpoint by then."""
+@pytest.mark.parametrize("module, logged", [(train_gpt2, [0]), (hellaswag, [0, 4])], ids=["validation", "HellaSwag"])
+def test_an_eval_does_not_keep_a_stop_waiting(module, logged, short_items, train, monkeypatch, tmp_path, capsys):
+    """
+    An eval may take half an hour on a laptop. A signal ends it between two batches, the state of that turn is on disk,
+    and the resumed run is the one that nobody stopped, bit for bit.
+    """
+    flags, evals = ("--eval_every=4", "--keep_last=9", short_items), []
+    whole = train("whole", "--save_every=4", *flags)
+    real = module.progress
+
+    def signalled(*args, **kwargs):
+        evals.append(0)
+        for batch in real(*args, **kwargs):
+            yield batch
+            evals[-1] += 1
+            if len(evals) == 2 and evals[-1] == 1:  # the eval at step 4, after its first batch
+                os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(module, "progress", signalled)
+    log = train("log", "--save_every=100", *flags)
+    assert evals[0] > 2 and evals[1] == 1
+    assert list(log["train"]) == [0, 1, 2, 3] and list(log["val"]) == logged and list(log["hella"]) == [0]
+    assert "stopped by SIGTERM: 4 steps are done; continue with --resume=auto" in capsys.readouterr().out
+    assert_same_bits(tmp_path / "log" / "model_00004.pt", tmp_path / "whole" / "model_00004.pt")
+    monkeypatch.setattr(module, "progress", real)
+    log = train("log", "--save_every=4", "--resume=auto", *flags)
+    del log["dt"], whole["dt"]
+    assert log == whole
+    assert_same_bits(tmp_path / "log" / "model_00010.pt", tmp_path / "whole" / "model_00010.pt")
+
+
+@pytest.mark.parametrize("save_every", [2, 100])
+@pytest.mark.parametrize("name", ["evaluate_val_loss", "evaluate_hellaswag", "print_samples"])
+def test_an_eval_that_fails_costs_no_step(name, save_every, short_items, train, monkeypatch, tmp_path):
+    """Whatever goes wrong in an eval, all updates done so far are on disk, whether a save was due or not."""
+    flags = ("--max_steps=4", "--eval_every=2", short_items, "--keep_last=9")
+    train("whole", "--save_every=2", *flags)
+    real = getattr(train_gpt2, name)
+
     def fails(*args):
-        if (tmp_path / "log" / "log.txt").read_text().count("train") == 2:
-            raise RuntimeError("a fault in what is shown")
-    monkeypatch.setattr(train_gpt2, eval_name, fails)
-    with pytest.raises(RuntimeError, match="a fault in what is shown"):
-        train("log", "--max_steps=2", "--eval_every=1", "--save_every=2")
-    saved = load_checkpoint(str(tmp_path / "log" / "model_00002.pt"))
-    assert saved["step"] == 2 and saved["val_loss"] > 0
+        log = tmp_path / "log" / "log.txt"
+        if log.exists() and "\n1 train " in log.read_text():
+            raise RuntimeError("a bug in an eval")
+        return real(*args)
+    monkeypatch.setattr(train_gpt2, name, fails)
+    with pytest.raises(RuntimeError, match="a bug in an eval"):
+        train("log", f"--save_every={save_every}", *flags)
+    saved = checkpoints.read(str(tmp_path / "log" / "model_00002.pt"))
+    assert (saved["step"], saved["position"]) == (2, 2 * 256)
+    assert_same_bits(tmp_path / "log" / "model_00002.pt", tmp_path / "whole" / "model_00002.pt")
 
 
-def test_a_stop_during_hellaswag_is_noticed_in_the_next_step(train, monkeypatch, tmp_path, capsys):
-    """That eval ends at once, a step and a save come, and no line of the log is lost or doubled but its own."""
-    def signalled(step, raw_model, items, process):
-        if step == 4:
+def test_a_stopped_run_says_whether_it_can_continue(train, monkeypatch, capsys):
+    """With --save_every=0 there is no checkpoint to continue from: nothing else is promised."""
+    real = train_gpt2.get_lr
+
+    def signalled(step, config):
+        if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(train_gpt2, "evaluate_hellaswag", signalled)
-    train("log", "--eval_every=4", "--save_every=100")
-    out = capsys.readouterr().out
-    assert "stopped by SIGTERM: 5 steps are done; go on with --resume=auto" in out and "sample" not in out
-    monkeypatch.undo()
-    log = train("log", "--eval_every=4", "--save_every=100", "--resume=auto")
-    assert list(log["train"]) == list(range(10)) and list(log["val"]) == [0, 4, 8, 10]
+        return real(step, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", signalled)
+    for save_every, said in ((0, "this run has written no checkpoint"), (100, "continue with --resume=auto")):
+        train(f"log{save_every}", "--max_steps=3", f"--save_every={save_every}")
+        assert f"stopped by SIGTERM: 2 steps are done; {said}" in capsys.readouterr().out
 
 
 def test_a_clock_that_stands_still(train, monkeypatch, capsys):
@@ -619,25 +669,24 @@ def test_a_clock_that_stands_still(train, monkeypatch, capsys):
     assert train("log", "--max_steps=2")["dt"] == {0: 0.0, 1: 0.0}
 
 
-def test_a_save_that_failed_earlier_does_not_count(train, monkeypatch):
-    """Exit code 0 if the last save worked, whatever failed before it."""
-    monkeypatch.setattr(train_gpt2, "save_checkpoint", lambda *args, step, **kwargs: step == 4)
-    train("log", "--max_steps=4", "--save_every=2")
-    monkeypatch.setattr(train_gpt2, "save_checkpoint", lambda *args, step, **kwargs: step != 4)
-    refusal(train, "log", "--max_steps=4", "--save_every=2", exit_code=1)
-
-
-def test_the_last_save_decides_the_exit_code(train, monkeypatch):
-    """A run whose last checkpoint could not be written has not succeeded: exit code 1, for the script that waits."""
-    monkeypatch.setattr(train_gpt2, "save_checkpoint", lambda *args, **kwargs: False)
-    refusal(train, "log", "--max_steps=2", "--save_every=2", exit_code=1)
+@pytest.mark.parametrize("failing, exit_code", [({2}, 0), ({2, 4}, 1), ({4}, 1)])
+def test_the_last_save_decides_the_exit_code(failing, exit_code, train, monkeypatch):
+    """Without its last checkpoint a run has not succeeded: exit code 1. An earlier one may be missing."""
+    def save(log_dir, keep_last, state, settings, step_seconds):
+        return state["step"] not in failing
+    monkeypatch.setattr(checkpoints, "save", save)
+    if exit_code == 0:
+        train("log", "--max_steps=4", "--save_every=2")
+    else:
+        line = refusal(train, "log", "--max_steps=4", "--save_every=2", exit_code=1)
+        assert line == "the last checkpoint or the log could not be written"
 
 
 def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
     """There is nothing to save yet: the program just ends (see test_console.py for its exit code)."""
     def interrupted(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr(train_gpt2, "load_data", interrupted)
+    monkeypatch.setattr(shards, "load_data", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train("log")
 
@@ -650,8 +699,8 @@ def test_ctrl_c_before_the_first_step_is_no_traceback(train, monkeypatch):
     (["--B=3"], "--total_batch_size=288"),
     (["--T=64"], "try --T=32"),
     (["--n_embd=33"], "not divisible by n_head 2"),
-    (["--no_such_flag=1"], "unrecognized arguments: --no_such_flag=1"),
-    (["--max_step=3"], "unrecognized arguments"),
+    (["--such_flag=1"], "unrecognized arguments: --such_flag=1"),
+    (["--max_step=3"], "unrecognized arguments: --max_step=3: did you mean --max_steps?"),
     (["--preset=gpt5"], "invalid choice: 'gpt5'"),
     (["--dtype=int8"], "invalid choice: 'int8'"),
     (["--tokenizer=words"], "invalid choice: 'words'"),
@@ -698,19 +747,10 @@ def test_samples_begin_with_a_line(text):
     val = "ord\n\nSecond line\nThird"
     text.write_text("x" * 9 * len(val) + val)
     tokenizer, _, val = tokenize_file(str(text), "char")
-    prompt, _ = sample_prompt(tokenizer, DataLoaderLite(val, 1, 4))
+    prompt, _ = choose_prompt(tokenizer, DataLoaderLite(val, 1, 4))
     assert tokenizer.decode(prompt) == "Second l"
     text.write_text("no line ends here " * 10)
     tokenizer, _, val = tokenize_file(str(text), "char")
-    assert len(sample_prompt(tokenizer, DataLoaderLite(val, 1, 4))[0]) == 8
+    assert len(choose_prompt(tokenizer, DataLoaderLite(val, 1, 4))[0]) == 8
 
 
-def test_a_stopped_run_says_whether_it_can_go_on(train, monkeypatch, capsys):
-    """With --save_every=0 there is no checkpoint to go on from: nothing else is promised."""
-    def after_two_steps(process):
-        log = Path(process.log.path)
-        return log.exists() and "\n1 train" in log.read_text()
-    monkeypatch.setattr(train_gpt2.Process, "stop_requested", after_two_steps)
-    for save_every, said in ((0, "has written no checkpoint"), (1, "go on with --resume=auto")):
-        train(f"log{save_every}", "--max_steps=3", "--eval_every=2", f"--save_every={save_every}")
-        assert said in capsys.readouterr().out

@@ -30,8 +30,7 @@ Parts
 What is measured stands in measure.py, which gpu_report.py uses too. A contender that dies is a row
 that says so.
 
-The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default, the loss from
-all logits at once.
+The plain recipe: eager, bfloat16 autocast, AdamW as PyTorch picks it by default.
 
 docs/speed.md has the table, where the time of a step goes, and what was tried and left out.
 
@@ -70,7 +69,9 @@ import finetune
 import fineweb
 import hellaswag
 import train_gpt2
+from support import checkpoints
 from support.arithmetic import mfu
+from support.hellaswag_file import read_examples
 from support.shakespeare import demo_entries
 from support.tasks import make_item
 from support.tokenizer import gpt2_tokenizer
@@ -436,7 +437,9 @@ def bench_loader(args):
             np.save(path, rng.integers(0, 50257, size, dtype=np.uint16))
         before = private_memory()
         shards = [train_gpt2.load_tokens(path) for path in paths]
-        ours = train_gpt2.DataLoaderLite(shards, B, T, n_vocab=50257)
+        for shard in shards:
+            shard.n_vocab = 50257  # each token is checked, as in a run
+        ours = train_gpt2.DataLoaderLite(shards, B, T)
         first = [timed(ours.next_batch) for _ in range(batches - 2)]
         across = [timed(ours.next_batch) for _ in range(4)]
         grown = private_memory() - before
@@ -469,11 +472,11 @@ def bench_checkpoint(args):
     """
     model, optimizer = trained_model(train_gpt2.GPTConfig(n_layer=2 if args.quick else 12))
     with tempfile.TemporaryDirectory() as folder:
-        ours = os.path.join(folder, "model_1.pt")
+        ours = os.path.join(folder, "model_00001.pt")
         theirs = os.path.join(folder, "theirs.pt")
 
         def load_ours():
-            read_all(train_gpt2.load_checkpoint(ours))
+            read_all(checkpoints.read(ours))
 
         def load_theirs():
             read_all(torch.load(theirs, weights_only=True))
@@ -483,7 +486,7 @@ def bench_checkpoint(args):
         save_theirs = partial(save_plainly, theirs, model, optimizer)
         with contextlib.redirect_stdout(io.StringIO()):
             saved, flushed, unflushed, _ = in_turn(
-                args.runs, partial(save_ours, ours, model, optimizer),
+                args.runs, partial(save_ours, folder, model, optimizer),
                 partial(save_theirs, True), partial(save_theirs, False), let_the_disk_finish)
         with mock.patch.object(zipfile.ZipFile, "testzip", lambda self: None):
             loads = in_turn(args.runs, load_ours, load_theirs)
@@ -537,7 +540,7 @@ def bench_hellaswag(args):
     gpt2_tokenizer()  # made before the clock starts
     n = 8 if args.quick else 16
     if args.hellaswag:
-        examples = list(hellaswag.read_examples(args.hellaswag))[:n]
+        examples = list(read_examples(args.hellaswag))[:n]
     else:
         examples = made_up_items(n)
     torch.manual_seed(0)

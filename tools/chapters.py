@@ -103,7 +103,7 @@ MEASURES = {  # of the chapters that have something else to show than the usual
     25: Measure("nothing", None, "log/log.txt and log/model_*.pt, after a run of its program "
                                  "by hand"),
     26: Measure("tests", "two_processes or learning_rate",
-                "every knob is a flag; two processes take the steps of one"),
+                "every setting is a flag; two processes take the steps of one"),
     27: Measure("tests", "compiled or compiling or dtype",
                 "one compiled graph, whatever the evals do; the gain is a GPU's"),
     28: Measure("tests", "resum or goes_on", "8 + 2 steps are 10 steps, bit for bit"),

@@ -96,7 +96,7 @@ def run_once(task, start, seed, fold, items, model):
     train = items[: fold * size] + items[(fold + 1) * size :]
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "tuned")
-        flags = [*RUNS[task][2], f"--seed={seed}", f"--model={model}", f"--out={out}",
+        flags = [*RUNS[task][2], f"--seed={seed}", f"--model={model}", f"--log_dir={out}",
                  f"--train={write_lines(os.path.join(folder, 'train.jsonl'), train)}",
                  f"--val={write_lines(os.path.join(folder, 'val.jsonl'), val)}"]
         if start == "random":

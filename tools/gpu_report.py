@@ -17,7 +17,6 @@ Parts
     step         train_gpt2.py as it is started, compiled and eager: time, MFU, peak memory
     others       the plain recipe and transformers, eager, at the largest B that they can
     torchrun     one process under torchrun: what DDP costs
-    head         the loss with the head's logits in pieces, or all at once, compiled
     attention    each of PyTorch's kernels in the shape of training, forward and backward
     evals        validation, HellaSwag, samples and saving; also with 24, 16 and 8 GB of memory
     sampling     generating tokens, with and without cuDNN's attention
@@ -55,11 +54,12 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from torch.nn import functional as F
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import hellaswag
+import play
 import train_gpt2
+from support import checkpoints, hellaswag_file
 from support.arithmetic import mfu, phases, total
 from support.console import UserError, run_program
 from support.files import atomic_write
@@ -136,7 +136,7 @@ def run(setting, *more):
     """Run train_gpt2.py in this process, as the command line would -> Finished"""
     log_dir, given = flags(setting, *more)
     # HellaSwag has 10,042 items; a file with fewer would be taken for a damaged one
-    as_many = mock.patch.object(hellaswag, "NUM_ITEMS", n_items(setting))
+    as_many = mock.patch.object(hellaswag_file, "NUM_ITEMS", n_items(setting))
     with as_many, watch() as seen:
         train_gpt2.run(given)
     log, _ = read_log(log_dir)
@@ -170,7 +170,8 @@ def memory_figures(memory, estimate=None):
 
 def phase_figures(finished, phase, tokens=None, items=None):
     """What a phase of a run took. tokens, items: how many it was about -> {what: figure}"""
-    needs = phases(finished.gpt_config, finished.config, 1, finished.dtype)
+    needs = phases(finished.gpt_config, finished.config, 1, finished.dtype,
+                   compiled=bool(finished.config.compile))
     figures = {"B": finished.config.B}
     if phase != "step":
         seconds = finished.seen.seconds(phase)
@@ -275,29 +276,6 @@ def torchrun(setting):
     yield "torchrun, 1 process", speed | {"B": config.B}
 
 
-def whole_loss(self, x, targets):
-    """In place of GPT.mean_loss: the logits of all rows at once."""
-    logits = self.lm_head(x.flatten(0, 1))
-    return F.cross_entropy(logits.float(), targets.flatten())
-
-
-def head(setting, pieces):
-    """A compiled step with the loss in pieces, as in train_gpt2.py, or with all logits at once."""
-    gpt_config = setting.gpt_config()
-    B, T = setting.B_and_T()
-    B = max(1, B // 2)  # all logits at once, and their copies, take more than the estimate
-    loss = mock.patch.object(train_gpt2.GPT, "mean_loss", whole_loss)
-    if pieces:
-        loss = contextlib.nullcontext()
-    with loss:
-        forget_peak()
-        work = contender("ours" if setting.compile else "eager", gpt_config, B, T)
-        [seconds] = in_turn(3 if setting.quick else 10, work)
-    what = "in pieces" if pieces else "all at once"
-    yield f"{what}, B={B}", (speed_figures(gpt_config, B * T, T, seconds)
-                             | memory_figures(peak_memory()))
-
-
 def kernel(setting, name):
     """The attention of one block of GPT-2 by one kernel."""
     B, T = setting.B_and_T()
@@ -312,7 +290,7 @@ def kernels_of_evals(cudnn):
     """Let evals and samples use cuDNN's attention, or do without it, as they do by themselves."""
     name = "attention_for_any_shape"
     with contextlib.ExitStack() as stack:
-        for module in (train_gpt2, hellaswag) if cudnn else ():
+        for module in (play, hellaswag) if cudnn else ():
             stack.enter_context(mock.patch.object(module, name, contextlib.nullcontext))
         yield
 
@@ -400,12 +378,12 @@ def checkpoint(setting):
     theirs = os.path.join(setting.folder, "theirs.pt")
 
     def load():
-        read_all(train_gpt2.load_checkpoint(ours))
+        read_all(checkpoints.read(ours))
 
     def load_plainly():
         read_all(torch.load(theirs, weights_only=True, map_location="cpu"))
     runs = 1 if setting.quick else 3
-    saved, plain = in_turn(runs, partial(save_ours, ours, model, optimizer),
+    saved, plain = in_turn(runs, partial(save_ours, setting.folder, model, optimizer),
                            partial(save_plainly, theirs, model, optimizer, True))
     loaded, plainly = in_turn(runs, load, load_plainly)
     gigabytes = os.path.getsize(ours) / 1e9
@@ -505,8 +483,6 @@ def list_parts():
         "others": [Measurement("plain", partial(other, name="plain")),
                    Measurement("transformers", partial(other, name="transformers"), quick=False)],
         "torchrun": [Measurement("one process", torchrun, quick=False)],
-        "head": [Measurement("in pieces", partial(head, pieces=True), quick=False),
-                 Measurement("all at once", partial(head, pieces=False), quick=False)],
         "attention": [Measurement(name, partial(kernel, name=name)) for name in KERNELS],
         "evals": [Measurement("all memory", evals)],
         "sampling": [Measurement("cuDNN", partial(sampling, cudnn=True)),

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import train_gpt2
+from support.arithmetic import SHAPE
 from support.console import UserError, run_program
 from support.files import atomic_write
 from support.health import RECIPE
 from support.runlog import read_log
-from support.settings import SHAPE, parse_flags
+from train_gpt2 import PRESETS, GPTConfig, TrainConfig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PRESET = "--preset=laptop"
@@ -54,11 +55,9 @@ def main(argv):
     for step in runs[0]:
         losses = [run[step] for run in runs]
         curve[step] = (round(statistics.mean(losses), 4), round(statistics.stdev(losses), 4))
-    gpt_config, config, _ = parse_flags(
-        [PRESET], "", train_gpt2.PRESETS, train_gpt2.GPTConfig, train_gpt2.TrainConfig)
+    values = {**asdict(GPTConfig()), **asdict(TrainConfig()), **PRESETS["laptop"]}
     names = [name for name in (*SHAPE, "dropout") if name != "vocab_size"]  # chosen by the text
-    settings = {name: getattr(gpt_config, name) for name in names}
-    settings |= {name: getattr(config, name) for name in (*RECIPE, "tokenizer", "val_tokens")}
+    settings = {name: values[name] for name in (*names, *RECIPE, "tokenizer", "val_tokens")}
     result = {"what": f"validation loss of {args.seeds} seeds: mean and standard deviation",
               "settings": settings, "bytes": os.path.getsize(os.path.join(ROOT, "input.txt")),
               "val": curve}

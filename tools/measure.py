@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import NamedTuple
 from unittest import mock
 
@@ -27,9 +27,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+import play
 import train_gpt2
+from support import checkpoints, hellaswag_file
 from support.arithmetic import FILLED, peak
-from support.processes import find_card, keep_freed_memory
+from support.processes import keep_freed_memory
+from support.run import Run
 from support.runlog import read_log
 from support.tokenizer import gpt2_tokenizer, tokenize_file
 
@@ -141,7 +144,7 @@ def made_up_items(n):
 
 def write_items(folder, n):
     """Put made-up items where train_gpt2.py finds HellaSwag's when it runs in folder."""
-    data_dir = os.path.join(folder, train_gpt2.hellaswag.DATA_DIR)
+    data_dir = os.path.join(folder, hellaswag_file.DATA_DIR)
     os.makedirs(data_dir, exist_ok=True)
     path = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
     with open(path, "w", encoding="utf-8") as f:
@@ -179,7 +182,7 @@ def made_up_shards(folder, train_tokens, val_tokens):
 def our_model(gpt_config, config, process):
     """The model and the optimizer as in train_gpt2.py -> raw_model, model, optimizer"""
     keep_freed_memory()
-    raw_model = train_gpt2.GPT(gpt_config).to(DEVICE)
+    raw_model = train_gpt2.GPT(gpt_config)
     model = train_gpt2.wrap_model(raw_model, config, process)
     return raw_model, model, raw_model.configure_optimizers(0.1, 6e-4)
 
@@ -210,7 +213,7 @@ def other_model(name, gpt_config):
 def compute_loss(name, model, x, y):
     """The mean loss of x, y (B, T), as a contender gets it."""
     if name == "plain":
-        logits, _ = model(x)  # all of them
+        logits, _ = model(x)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
     if name == "transformers":
         return model(x, labels=x).loss  # it moves the labels on by itself
@@ -221,7 +224,7 @@ def compute_loss(name, model, x, y):
 def contender(name, gpt_config, B, T):
     """
     One training step as somebody would run it -> the function that does it. name: "ours"
-    (compiled, in the dtype that choose_dtype picks), "eager" (the same, not compiled), "plain"
+    (compiled, in the dtype that a run picks), "eager" (the same, not compiled), "plain"
     or "transformers".
     """
     torch.manual_seed(1337)
@@ -314,9 +317,9 @@ def attention(kernel, gpt_config, B, T):
 
 
 def generation(model, idx, new):
-    """Continue idx (B, T) by `new` tokens -> the function that does it, with our cache"""
+    """Continue idx (B, T) by `new` tokens -> the function that does it, with play.py's cache"""
     def generate():
-        model.generate(idx, new)
+        play.generate(model, idx, new)
         synchronize()
     return generate
 
@@ -333,9 +336,10 @@ def trained_model(gpt_config):
     return model, optimizer
 
 
-def save_ours(path, model, optimizer):
-    """A checkpoint as train_gpt2.py writes it."""
-    train_gpt2.save_checkpoint(path, 2, 0.0, model, optimizer, config=vars(model.config), step=1)
+def save_ours(log_dir, model, optimizer):
+    """Write log_dir/model_00001.pt, a checkpoint like train_gpt2.py's."""
+    state = {"model": model, "optimizer": optimizer, "step": 1}
+    checkpoints.save(log_dir, 2, state, {"config": asdict(model.config)}, step_seconds=0.0)
 
 
 def save_plainly(path, model, optimizer, flush):
@@ -382,7 +386,8 @@ def read_configs(log_dir):
     """What a run was -> GPTConfig, TrainConfig, the dtype of its matmuls (str)"""
     _, settings = read_log(log_dir)
     config = train_gpt2.TrainConfig(**settings["train_config"])
-    dtype, _ = train_gpt2.choose_dtype(config, find_card(config.device, 0, 1))
+    # the dtype does not depend on --shard, for which this process would wait for others
+    dtype = train_gpt2.setup_distributed(replace(config, shard="no")).dtype
     return train_gpt2.GPTConfig(**settings["config"]), config, str(dtype).removeprefix("torch.")
 
 
@@ -393,9 +398,10 @@ class Use(NamedTuple):
     memory: Memory
 
 
-# the functions of train_gpt2.py that main calls between steps, and support.arithmetic's names
-BETWEEN_STEPS = {"evaluate_val_loss": "validation", "evaluate_hellaswag": "hellaswag",
-                 "print_samples": "samples", "save_checkpoint": "save"}
+# what runs between two steps (module, function), and its name in support.arithmetic
+BETWEEN_STEPS = {(checkpoints, "save"): "save", (train_gpt2, "evaluate_val_loss"): "validation",
+                 (train_gpt2, "evaluate_hellaswag"): "hellaswag",
+                 (train_gpt2, "print_samples"): "samples"}
 
 
 class Watch:
@@ -422,11 +428,12 @@ class Watch:
             return result
         return call
 
-    def at_step_end(self, function):
-        """The function, and before it the time is noted."""
-        def call(*args, **kwargs):
-            self.step_ends.append(time.perf_counter())
-            return function(*args, **kwargs)
+    def at_step_end(self, log):
+        """Run.log, and before it the time is noted if a step has ended."""
+        def call(run, step, **values):
+            if "train" in values:
+                self.step_ends.append(time.perf_counter())
+            return log(run, step, **values)
         return call
 
     def most(self, phase):
@@ -445,11 +452,10 @@ def watch():
     forget_peak()
     seen = Watch()
     with contextlib.ExitStack() as stack:
-        for name, phase in BETWEEN_STEPS.items():
-            watched = seen.between(phase, getattr(train_gpt2, name))
-            stack.enter_context(mock.patch.object(train_gpt2, name, watched))
-        reporter = seen.at_step_end(train_gpt2.report_step)
-        stack.enter_context(mock.patch.object(train_gpt2, "report_step", reporter))
+        for (module, name), phase in BETWEEN_STEPS.items():
+            watched = seen.between(phase, getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, watched))
+        stack.enter_context(mock.patch.object(Run, "log", seen.at_step_end(Run.log)))
         yield seen
 
 
@@ -473,4 +479,4 @@ def describe_machine():
     process = train_gpt2.setup_distributed(train_gpt2.TrainConfig())
     dtype = str(process.dtype).removeprefix("torch.")
     return (f"{cpu_name()}, {card}, Python {platform.python_version()}, PyTorch "
-            f"{torch.__version__}, {dtype} ({process.reason})")
+            f"{torch.__version__}, {dtype} ({process.dtype_reason})")

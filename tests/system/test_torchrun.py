@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from small_runs import ROOT, TINY, assert_same_bits, assert_same_losses, read_log, write_shards
 
-import play
+import hellaswag
+import train_gpt2
+from support import checkpoints
 from tools import faults
-from train_gpt2 import load_checkpoint
 
 # --- several processes are one run ----------------------------------------------------------------
 
@@ -44,7 +45,7 @@ def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_pat
     assert result.returncode == 0, result.stderr
     resumed = read_log(tmp_path / "log")
     assert all(abs(whole["train"][s] - resumed["train"][s]) <= 1e-5 for s in range(10))
-    assert load_checkpoint(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
+    assert checkpoints.read(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
 
 
 def test_two_processes_resume_exactly_with_dropout(torchrun, tmp_path):
@@ -71,10 +72,10 @@ def test_two_machines_are_one_run(tmp_path, text, train):
     assert all(abs(one["train"][s] - two["train"][s]) <= 1e-5 for s in range(10))
 
 
-def test_by_itself(trained, tmp_path, capsys):
+def test_two_processes_measure_hellaswag_together(trained, tmp_path, capsys):
     """One line with acc, acc_norm, its standard error and n, the same for two processes; --limit takes the first."""
     capsys.readouterr()
-    play.main(["hellaswag", *trained, "--batch_tokens=300"])
+    hellaswag.run(train_gpt2, [*trained, "--batch_tokens=300"])
     line = capsys.readouterr().out.splitlines()[0]
     assert re.search(r"model_00002.pt: acc 0.\d{4}, acc_norm 0.\d{4} \+- 0.\d{4} \(standard error\), n 30$", line)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
@@ -82,7 +83,7 @@ def test_by_itself(trained, tmp_path, capsys):
     two = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert two.returncode == 0 and line in two.stdout, two.stderr
-    play.main(["hellaswag", *trained, "--limit=7"])
+    hellaswag.run(train_gpt2, [*trained, "--limit=7"])
     assert "n 7\n" in capsys.readouterr().out
 
 
@@ -102,14 +103,14 @@ def test_an_error_that_all_processes_share_is_said_once(flags, said, torchrun):
 
 def test_an_error_of_one_process_ends_all(tmp_path, torchrun):
     """The second process alone meets a bad token: it names the place, and the first, which waits for it, is stopped."""
-    write_shards(tmp_path / "shards", [500, 600])
+    write_shards(tmp_path / "shards", [500, 2**24 + 1])  # in so many, not every token is read before the first step
     path = tmp_path / "shards" / "edufineweb_train_000001.npy"
     tokens = np.load(path)
-    tokens[200] = 60000  # B * T = 128 tokens are the first process's, the next 128 the second's
+    tokens[1480] = 60000  # in step 5: 1,280 to 1,407 are for the first process, 1,408 to 1,535 for the second
     np.save(path, tokens)
     result = torchrun(2, "log", f"--data_root={tmp_path / 'shards'}")
     assert result.returncode != 0 and result.stderr.count("error: ") == 1
-    assert "has token 60000 at offset 200" in result.stderr and "line" not in result.stderr.split("error: ")[0]
+    assert "has token 60000 at offset 1480" in result.stderr and "line" not in result.stderr.split("error: ")[0]
 
 
 def test_two_processes_end_together_when_a_loss_is_not_finite(torchrun):
@@ -157,7 +158,7 @@ def test_processes_that_would_go_on_from_different_steps(train, tmp_path, text):
             env={**os.environ, "OMP_NUM_THREADS": "1", **{key: str(value) for key, value in variables.items()}}))
     for rank, run in enumerate(runs):
         out = run.communicate(timeout=60)[0]
-        assert run.returncode == 2 and f"process {rank} would go on from step {2 - 2 * rank}" in out, out
+        assert run.returncode == 2 and f"process {rank} would continue from step {2 - 2 * rank}" in out, out
 
 
 @pytest.mark.slow
@@ -214,7 +215,8 @@ def test_evals_with_uneven_shares_end(torchrun, tmp_path):
     with open(tmp_path / "hellaswag" / "hellaswag_val_hub.jsonl", "w") as f:
         f.writelines(json.dumps(item) + "\n" for item in items)
     program = tmp_path / "three_items.py"  # the program, in a world where HellaSwag has three items
-    program.write_text(f"import sys; sys.path.insert(0, {ROOT!r}); import hellaswag; hellaswag.NUM_ITEMS = 3\n"
+    program.write_text(f"import sys; sys.path.insert(0, {ROOT!r}); from support import hellaswag_file\n"
+                       "hellaswag_file.NUM_ITEMS = 3\n"
                        "import train_gpt2; train_gpt2.run_program(train_gpt2.run)\n")
     flags = ("--tokenizer=gpt2", "--n_embd=16", "--block_size=512", "--max_steps=2", "--eval_every=1", "--hellaswag",
              f"--val_tokens={7 * 32}", "--dist_timeout_s=30")
@@ -245,17 +247,19 @@ SPY = """
 import os, resource, sys
 sys.path.insert(0, {root!r})
 import train_gpt2
+from support import checkpoints
 from support.console import run_program
-def spy(path, keep_last, dt, raw_model, optimizer, real=train_gpt2.save_checkpoint, **state):
+def spy(log_dir, keep_last, state, settings, step_seconds, real=checkpoints.save):
     local = lambda t: getattr(t, "to_local", lambda: t)()
+    optimizer = state["optimizer"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = [t for p in parameters for t in (p, p.grad, *optimizer.state[p].values())]
     size = sum(local(t).nbytes for t in tensors)
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    before, done = peak(), real(path, keep_last, dt, raw_model, optimizer, **state)
+    before, done = peak(), real(log_dir, keep_last, state, settings, step_seconds)
     sys.stdout.write(f"state {{size}} peak {{before}} saving {{peak()}} rank {{os.environ['RANK']}}\\n")
     return done
-train_gpt2.save_checkpoint = spy
+checkpoints.save = spy
 run_program(train_gpt2.run)
 """
 
