@@ -340,8 +340,9 @@ PRESETS = {
         min_lr=2e-4, warmup_steps=200, beta2=0.99, weight_decay=0.3, hellaswag=False),
     # the lecture's first 50 steps: does a model of the real size run here, does its loss fall?
     "debug": dict(
-        data_root="input.txt", T=32, B=4, total_batch_size=128, max_steps=50, max_lr=3e-4,
-        min_lr=3e-4, warmup_steps=0, eval_every=0, val_tokens=4096, save_every=0, hellaswag=False),
+        data_root="input.txt", n_layer=12, n_head=12, n_embd=768, T=32, B=4, total_batch_size=128,
+        max_steps=50, max_lr=3e-4, min_lr=3e-4, warmup_steps=0, eval_every=0, val_tokens=4096,
+        save_every=0, hellaswag=False),
 }
 
 

@@ -4,6 +4,7 @@ its checkpoint, and ways to ask for what must be refused.
 """
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,6 +15,13 @@ from small_runs import ROOT, TINY, items_of, read_log, refusal, some_documents, 
 import fineweb
 import play
 import train_gpt2
+
+
+def pytest_configure():
+    """`nohup python -m pytest &` ignores these two, and so would every program that a test starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
