@@ -154,7 +154,8 @@ def test_a_row_holds_the_context_once():
     """The example in hellaswag.py: context A B C, endings d e f and g h, and who may attend to whom."""
     A, B, C, d, e, f, g, h = range(8)
     row = hellaswag.pack(0, hellaswag.Item([A, B, C], [[d, e, f], [g, h]], 0), block_size=64)
-    assert row.ids == [A, B, C, d, e, g] and row.position_ids == [0, 1, 2, 3, 4, 3] and row.part == [-1, -1, -1, 0, 0, 1]
+    assert row.ids == [A, B, C, d, e, g] and row.position_ids == [0, 1, 2, 3, 4, 3]
+    assert row.part == [hellaswag.CONTEXT] * 3 + [0, 0, 1]
     assert list(zip((row.ids[i] for i in row.predicted_by), row.targets, strict=True)) == [
         (C, d), (d, e), (e, f), (C, g), (g, h)]
     one_hot = torch.eye(6)[None, None]  # values that name their token
