@@ -49,8 +49,7 @@ from support.tokenizer import gpt2_tokenizer
 PUBLISHED = {"gpt2": (0.2859, 0.2955), "gpt2-xl": (0.3842, 0.4893)}
 
 # --------------------------------------------------------------------------------------------------
-# 1 item by item: what the numbers mean. To be read: the program uses section 2, and
-# tests/test_hellaswag.py checks that both agree
+# 1 item by item, to be read: the program uses section 2, and a test checks that both agree
 
 
 class Item(NamedTuple):
