@@ -10,7 +10,7 @@ meaning (SGPT, Muennighoff 2022). train_gpt2.py is the first lecture; this is th
     python finetune.py choose ...                # which ending is the right one?
     python finetune.py embed ...                 # texts as vectors: questions near their answers
     python finetune.py predict tuned items.jsonl --out=answers.jsonl   # a tuned model at work
-    python play.py search tuned passages.jsonl "a question" --top=5
+    python finetune.py search tuned passages.jsonl "a question" --top=5
     python play.py export tuned DIR              # for transformers, or sentence-transformers
 
 --model takes whatever play.py takes: a checkpoint, a Hugging Face directory, gpt2 ... gpt2-xl. A
@@ -25,7 +25,7 @@ Contents
     5 the loss       join_rows, task_losses, contrastive_losses, example_losses
     6 measuring      score, evaluate
     7 training       get_lr, prepare, main: the set-up, then the loop with THE STEP
-    8 at work        predict, embed_texts
+    8 at work        predict, search, embed_texts
 
 Letters in the comments on shapes
     n items, each with one row or more   R rows of them all   N tokens of a row   C channels
@@ -51,12 +51,12 @@ from torch.nn.utils.rnn import pad_sequence
 from support import checkpoints, hugging_face, metrics
 from support.batch import choose_items
 from support.console import UserError, print0, progress, run_program
-from support.processes import sum_over_processes
+from support.processes import orderly_end, sum_over_processes
 from support.run import Run
 from support.settings import MOST_SEED, check_least, check_most, check_share, merge, parse, pick
 from support.shakespeare import read_speeches
-from support.tasks import (TEXTS, Task, check_out, load_items, make_task, read_items, read_task,
-                           write_answers)
+from support.tasks import (TEXTS, Task, check_out, check_text, load_items, make_task, read_items,
+                           read_task, write_answers)
 from support.tokenizer import load_tokenizer, make_tokenizer, save_tokenizer
 from train_gpt2 import (GPT, PRESETS, GPTConfig, TrainConfig, load_model, setup_distributed,
                         step_seed, wrap_model)
@@ -702,7 +702,7 @@ def main(plan, run):
         loss = sum_over_processes(loss_accum / process.num_processes)
         run.log(step, train=loss, lr=lr, norm=norm.item(), dt=dt)
     if not run.last_save_failed and task.name == "embed":
-        print0(f'next: python play.py search {config.log_dir} passages.jsonl "a question"')
+        print0(f'next: python finetune.py search {config.log_dir} passages.jsonl "a question"')
     elif not run.last_save_failed:
         print0(f"next: python finetune.py predict {config.log_dir} items.jsonl")
 
@@ -765,14 +765,48 @@ def embed_texts(model, tokenizer, texts, process):
     return score(model, examples, Task("embed", []), process).squeeze(1)
 
 
+@dataclass(frozen=True)
+class SearchConfig:
+    top: int = 5  # number of passages to print
+    device: str = "auto"  # cuda, mps or cpu
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
+
+
+def search(argv):
+    """Print the passages that are nearest to a question, by what they mean, not by their words."""
+    typed = parse(argv, __doc__, SearchConfig, words=True)
+    words = typed.pop("words")
+    config = SearchConfig(**typed)
+    if len(words) != 3:
+        raise UserError("search needs a model, a file and a question: python finetune.py search "
+                        'tuned passages.jsonl "a question"')
+    check_least(config, 1, "top")
+    name, path, question = words
+    if problem := check_text(question):
+        raise UserError(f"the question {problem}")
+    items = read_items(path, "embed", with_answers=False)
+    passages = [item.texts[-1] for item in items]  # the passage of a pair, not its query
+    model, tokenizer = load_embedder(name)
+    with orderly_end("search", "shorter passages or --device=cpu"):
+        process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
+        model.to(process.device)
+        vectors = embed_texts(model, tokenizer, [question, *passages], process)
+    similarities = vectors[1:] @ vectors[0]  # (number of passages,), cosines
+    best = similarities.topk(min(config.top, len(passages)))
+    for similarity, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print0(f"{similarity:.3f}  {' '.join(passages[number].split())}")
+
+
 def run(argv):
-    names = f"{', '.join(TEXTS)} or predict"
+    names = f"{', '.join(TEXTS)}, predict or search"
     if not argv or argv[0].startswith("-"):
         parse(argv, __doc__, TuneConfig)  # --help ends here
         raise UserError(f"name a task first: {names} (--help shows them)")
     command, *flags = argv
     if command == "predict":
         predict(flags)
+    elif command == "search":
+        search(flags)
     elif command in TEXTS:
         tune(command, flags)
     else:

@@ -36,7 +36,6 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -50,7 +49,7 @@ from support.shards import (check_directory, check_unmodified, count, describe_w
                             has_all, is_complete, last_modified, lock_part, meta_tokenizer,
                             new_meta, remove_abandoned, remove_half_written_shards, shard_name,
                             summary, write_meta, write_shard)
-from support.tokenizer import check_start, make_tokenizer, read_text
+from support.tokenizer import make_tokenizer, read_text
 
 
 # --------------------------------------------------------------------------------------------------
@@ -171,14 +170,6 @@ def from_library(rows):
         yield row
 
 
-def peek(lines):
-    """The first bytes of an open file, which stay to be read. Raises OSError."""
-    try:
-        return lines.peek(1000)[:1000]
-    except (EOFError, zlib.error) as e:  # a .gz that is cut off or damaged at once
-        raise OSError(one_line(e)) from e
-
-
 def read_rows(piece, start, text_key):
     """
     Yield the rows of a piece from row `start` on, each with the share of the piece read so far:
@@ -196,7 +187,6 @@ def read_rows(piece, start, text_key):
         size = os.path.getsize(piece)
         with open(piece, "rb") as f:
             lines = gzip.open(f) if piece.endswith(".gz") else f
-            check_start(peek(lines), piece)
             for line in from_library(itertools.islice(lines, start, None)):
                 yield f.tell() / size, line
 

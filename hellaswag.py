@@ -37,7 +37,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from support.attention import attention_for_any_shape
+from support.compiling import attention_for_any_shape
 from support.console import UserError, is_first_on_node, print0, progress, run_program
 from support.hellaswag_file import (NUM_ITEMS, download_examples, is_published, iterate_examples,
                                     read_examples)

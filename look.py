@@ -1,23 +1,18 @@
 """
 What a model thinks of a text: as numbers, and as one page that opens in any browser.
 
-    python play.py look log/model_03921.pt "To be, or not to be" --out=look.html
+    python look.py MODEL "To be, or not to be" --out=look.html  # or @text.txt; - is stdin
+    python look.py MODEL "ROMEO:" --generate=50                 # what it would write
+    python look.py MODEL MODEL2 "To be"                         # two models, side by side
+    python look.py MODEL --hellaswag=items.jsonl --item=1       # an item of HellaSwag
 
-The numbers come from three small functions, which serve a notebook as well:
-
-    import look, play
-    model, tokenizer, _ = play.load("log/model_03921.pt")
-    ids = tokenizer.encode("To be, or not to be")
-    look.surprise(model, ids)                    # the loss of each token, in nats
-    for logits in look.logit_lens(model, ids):   # what each layer would predict
-        print(tokenizer.decode(logits.argmax(dim=1).tolist()))
-    for weights in look.attention(model, ids):   # where the heads of each block attend
-        print(weights.argmax(dim=2))
+The numbers come from small functions, which serve a notebook as well: see docs/look.md.
 
 Contents
     1 the numbers      residual_stream, surprise, logit_lens, attention, head_facts
     2 tokens as text   spell, count_text
     3 on the page      likeliest, look_at, look_at_endings, make_page, make_item_page
+    4 the command      LookConfig, write_on, main
 How the page looks, and what it does when you point at something, is in assets/look.html.
 
 Letters in the comments on shapes: T tokens, C channels, nh heads, hs = C / nh, V rows of the
@@ -27,14 +22,21 @@ in the training loss; expected tokens and ranks are about real tokens only.
 import base64
 import json
 import math
+import os
 import unicodedata
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from support.console import UserError
-from support.files import asset
+from support.console import UserError, run_program
+from support.files import asset, atomic_write
+from support.hellaswag_file import read_examples
+from support.processes import orderly_end
+from support.prompts import read_prompt, tokenize
+from support.settings import check_least, check_most, parse
 from support.tokenizer import token_bytes
+from train_gpt2 import TrainConfig, load_model, make_model, setup_distributed
 
 # -------------------------------------------------------------------------------------------------
 # 1 the numbers. ids is always a list of at most block_size ids, and the model is in eval mode, or
@@ -75,8 +77,7 @@ def logit_lens(model, ids):
     and after each block. n_layer + 1 tensors; the last one is the model's real prediction. (The
     idea is nostalgebraist's, "interpreting GPT: the logit lens", 2020.)
     """
-    # the blocks only ever add to the stream, so the head can read its earlier states, too, more or
-    # less
+    # the blocks only ever add to the stream, so the head can read its earlier states, more or less
     for x in residual_stream(model, ids):
         yield model.lm_head(model.transformer.ln_f(x))
 
@@ -193,10 +194,7 @@ LARGEST = 16  # its largest weights
 
 
 def for_json(values, digits=4):
-    """
-    A number or nested lists of numbers, rounded. JSON knows neither nan nor infinity: they become
-    None.
-    """
+    """Round a number or nested lists of numbers; nan and infinity, which JSON lacks, become None"""
     if isinstance(values, list):
         return [for_json(value, digits) for value in values]
     return round(values, digits) if math.isfinite(values) else None
@@ -283,8 +281,7 @@ def look_at(name, model, tokenizer, ids):
     # now logits are the last layer's: the model's own
 
     choices = torch.tensor([layer["ids"] for layer in lens])[:, :, 0]  # (n_layer + 1, T)
-    # argmax finds the first one
-    leads = (choices == choices[-1]).int().argmax(dim=0)  # (T,)
+    leads = (choices == choices[-1]).int().argmax(dim=0)  # (T,); argmax finds the first
 
     heads, facts = [], []
     for weights in attention(model, ids):
@@ -347,7 +344,7 @@ def spell_all(page, tokenizer):
 
 
 def common_context(models):
-    """The longest text that all models, pairs (name, GPT), can read, in tokens"""
+    """Number of tokens that all models, pairs (name, GPT), can read"""
     return min(model.config.block_size for _, model in models)
 
 
@@ -380,8 +377,8 @@ def make_item_page(models, tokenizer, example):
     context, endings = read_item(example, tokenizer, common_context(models))
     page = begin_page(models, tokenizer, context + endings[example["label"]])
     page["context"], page["label"] = context, example["label"]
-    for look, (_, model) in zip(page["models"], models, strict=True):
-        look["endings"] = look_at_endings(model, tokenizer, context, endings)
+    for seen, (_, model) in zip(page["models"], models, strict=True):
+        seen["endings"] = look_at_endings(model, tokenizer, context, endings)
     return fill(page, tokenizer)
 
 
@@ -393,3 +390,91 @@ def fill(page, tokenizer):
     data = data.replace("<", "\\u003c")
     with open(asset("look.html"), encoding="utf-8") as f:
         return f.read().replace("PAGE_DATA", data, 1)
+
+
+# -------------------------------------------------------------------------------------------------
+# 4 the command
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    out: str = "look.html"  # the page
+    generate: int = 0  # number of tokens that the (first) model writes after the text
+    temperature: float = 1.0  # for --generate: below 1 safer, above 1 wilder, 0 the most likely
+    seed: int = 42  # for --generate
+    hellaswag: str = ""  # a .jsonl file: look at an item of HellaSwag instead of a text
+    item: int = 1  # which item, by its line in that file
+    device: str = "auto"  # cuda, mps or cpu
+
+
+def parse_args(argv):
+    """A command line -> the models' names, the text (None with --hellaswag), a LookConfig"""
+    typed = parse(argv, __doc__, LookConfig, words=True)
+    names = typed.pop("words")
+    config = LookConfig(**typed)
+    text = names.pop() if names and not config.hellaswag else None
+    if not 1 <= len(names) <= 2:
+        raise UserError("give one model or two, and then a text: python look.py MODEL "
+                        '"To be, or" (or --hellaswag=ITEMS.jsonl instead of the text)')
+    check_least(config, 0, "generate", "temperature", "seed")
+    check_most(config, 2**63 - 1, "seed")
+    if os.path.splitext(config.out)[1] != ".html":
+        raise UserError(f"--out={config.out}: the name must end in .html")
+    return names, text, config
+
+
+def read_example(path, number):
+    """Line `number`, from 1, of a .jsonl file with HellaSwag items -> dict. Raises UserError."""
+    if not os.path.isfile(path):
+        raise UserError(f"--hellaswag={path}: there is no such file")
+    examples = list(read_examples(path))
+    if not 1 <= number <= len(examples):
+        raise UserError(f"--item={number}: {path} has items 1 to {len(examples)}")
+    return examples[number - 1]
+
+
+def load_pair(names, device):
+    """One or two names of models -> pairs (name, GPT), and their tokenizer. Raises UserError."""
+    loaded = [make_model(load_model(name)) for name in names]
+    tokenizers = [tokenizer for _, tokenizer in loaded]
+    if tokenizers[0].spec != tokenizers[-1].spec:
+        raise UserError(f"{names[0]} and {names[1]} have different tokenizers: look at each alone")
+    models = [model.to(device) for model, _ in loaded]
+    return list(zip(names, models, strict=True)), tokenizers[0]
+
+
+def write_on(model, tokenizer, ids, config):
+    """Let the model continue ids (list) by config.generate tokens, or up to <|endoftext|> -> ids"""
+    idx = torch.tensor([ids], device=model.lm_head.weight.device)  # (1, T)
+    generator = torch.Generator(idx.device).manual_seed(config.seed)
+    greedy = config.temperature < 1e-6
+    idx = model.generate(idx, config.generate, tokenizer.n_vocab, top_k=1 if greedy else 50,
+                         temperature=1.0 if greedy else config.temperature, generator=generator)
+    new = idx[0, len(ids) :].tolist()
+    return new[: new.index(tokenizer.eot) + 1] if tokenizer.eot in new else new
+
+
+def main(argv):
+    names, text, config = parse_args(argv)
+    with orderly_end("look", "a shorter text, or --device=cpu"):
+        # in float32: the page shows what the model does, without rounding to 16 bits
+        device = setup_distributed(TrainConfig(device=config.device, dtype="float32")).device
+        if config.hellaswag:
+            example = read_example(config.hellaswag, config.item)
+            page = make_item_page(*load_pair(names, device), example)
+        else:
+            text = read_prompt(text)
+            models, tokenizer = load_pair(names, device)
+            ids = tokenize(tokenizer, text)
+            new = write_on(models[0][1], tokenizer, ids, config)
+            page = make_page(models, tokenizer, ids + new, written=len(new))
+    try:
+        with atomic_write(config.out, "w", encoding="utf-8", newline="\n") as f:
+            f.write(page)
+    except OSError as e:
+        raise UserError(f"cannot write {config.out} ({e.strerror}): try another --out")
+    print(f"wrote {config.out} ({len(page) / 1e6:.1f} MB): open it in a browser")
+
+
+if __name__ == "__main__":
+    run_program(main)

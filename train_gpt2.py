@@ -11,7 +11,7 @@ with it, build-nanogpt.
     python train_gpt2.py --init_from=gpt2 --max_steps=0       # evaluate OpenAI's GPT-2
 
 Contents
-    1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT; load_model
+    1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT; load_model, make_model
     2 the settings      TrainConfig, PRESETS
     3 the data          DataLoaderLite
     4 many GPUs         Process, setup_distributed, wrap_model
@@ -47,6 +47,7 @@ from support import shards as shard_files
 from support.batch import compile_and_choose_batch
 from support.console import print0, progress, run_program
 from support.processes import join_processes, sum_over_processes
+from support.prompts import read_tokenizer
 from support.run import Run
 from support.sharding import shard_model
 
@@ -277,6 +278,14 @@ def load_model(name):
     path; a checkpoint adds step, position, optimizer and more
     """
     return checkpoints.load_model(name, GPT.from_pretrained)
+
+
+def make_model(saved):
+    """A language model that load_model has read -> GPT in eval mode, on the CPU; its tokenizer"""
+    tokenizer = read_tokenizer(saved)
+    model = GPT(GPTConfig(**saved["config"]))
+    model.load_state_dict(saved["model"])
+    return model.eval(), tokenizer
 
 
 # --------------------------------------------------------------------------------------------------

@@ -255,3 +255,19 @@ def largest(gpt_config, config, n, card):
         if best[0] >= 4:
             break
     return f"{best[0]} {best[1]}".strip() if best[0] else "-"
+
+
+def batch_table(gpt_configs, config):
+    """
+    The largest B for each model and card, and the flags that it needs -> text, a Markdown table.
+    gpt_configs: {name: GPTConfig}
+    """
+    lines = ["| preset | GPUs | " + " | ".join(f"{card} GB" for card in CARDS) + " |",
+             "|---" * (2 + len(CARDS)) + "|"]
+    for name, gpt_config in gpt_configs.items():
+        for n in (1, 2, 4, 8):
+            cells = [largest(gpt_config, config, n, card) for card in CARDS]
+            lines.append(f"| {name} | {n} | " + " | ".join(cells) + " |")
+    lines.append("\nThe largest B that fits, and the flags that it needs: s --shard, "
+                 "a --activation_checkpointing, o --offload. Computed, not measured.")
+    return "\n".join(lines)

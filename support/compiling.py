@@ -1,42 +1,23 @@
 """
-torch.compile, tried once before it is relied on. Come here when a run says that it goes on without
-it.
+How kernels are chosen: torch.compile, tried once before a run relies on it, and the kernels of
+attention in evals. Come here when a run goes on without torch.compile.
 """
 import contextlib
-import os
-import tempfile
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from support.console import print0
 from support.processes import sum_over_processes
 
 
-def check_cache():
-    """
-    Where TORCHINDUCTOR_CACHE_DIR names a place that cannot be written, a read-only disk, say, do
-    without it: compiled code goes to PyTorch's default place. AdamW, too, loads the compiler, which
-    makes the directory while it is imported; failing there, it leaves PyTorch half loaded.
-    """
-    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if not folder:
-        return
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as e:
-        print0(f"TORCHINDUCTOR_CACHE_DIR={folder} cannot be written ({e.strerror}): compiled code "
-               "goes to the default place")
-        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
-
-
 def compiles_in_all_processes(model, B, T, process):
     """
-    A collective. Compile a model by its first forward and backward, on zeros (B, T) -> bool. Where
-    it fails (no C++ compiler, no Triton, something that Dynamo or Inductor lack) a warning says
-    why, and from then on the model runs as eager code. DDP does not average here, because compiling
-    may fail in one process only.
+    A collective. Compile a model by running its first forward and backward, on zeros of shape
+    (B, T) -> bool. If that fails in any process (no C++ compiler, no Triton, a gap in Dynamo or
+    Inductor), a warning says why, and the model runs without compiling from then on. DDP must not
+    average gradients here, because compiling may fail in one process only.
     """
     error = None
     torch.compiler.set_stance("default")
@@ -48,7 +29,7 @@ def compiles_in_all_processes(model, B, T, process):
             loss.backward()
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, OSError) as e:  # Dynamo's and Inductor's errors; those of their cache
+    except (RuntimeError, OSError) as e:  # from Dynamo, Inductor, or Inductor's cache on the disk
         error = f"{type(e).__name__}: {e}".splitlines()[0]
     model.zero_grad(set_to_none=True)
     failures = sum_over_processes(error is not None)
@@ -56,3 +37,13 @@ def compiles_in_all_processes(model, B, T, process):
         torch.compiler.set_stance("force_eager")
         print0(f"warning: going on without torch.compile: {error or 'it fails in another process'}")
     return failures == 0
+
+
+def attention_for_any_shape():
+    """
+    A context manager for forwards with ever new shapes, as in HellaSwag and generation. On Hopper
+    and later, PyTorch 2.11 and later prefer cuDNN's attention, which makes a plan for each new
+    shape (0.44 s on a B200, says FunASR's issue 3704). Training has one shape and may use cuDNN.
+    """
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                        SDPBackend.MATH])

@@ -1,12 +1,10 @@
 """
-Files that are whole or not there. Come here when a file was half written, when a damaged one was
-used, or when two programs wrote to one directory.
+Files that are complete or absent. Come here when a file is half written, or when two programs wrote
+to one directory.
 """
 import contextlib
-import errno
 import json
 import os
-import zipfile
 
 from filelock import FileLock, Timeout
 
@@ -14,46 +12,22 @@ from support.console import UserError
 
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
-MARK = ".tmp-gpt2-"  # in the names of files that are being written; the process's number follows
-
-
-def remove_half_written(folder, is_ours):
-    """
-    Delete what killed processes have left half written in a folder: names that atomic_write makes,
-    of files for which is_ours(name) is true, by processes that are no longer there. Raises OSError.
-    """
-    for entry in os.listdir(folder):
-        name, mark, pid = entry.rpartition(MARK)
-        if mark and pid.isdecimal() and is_ours(name):
-            # in a container our number may be that of the killed process, too
-            if int(pid) == os.getpid() or not is_running(int(pid)):
-                os.remove(os.path.join(folder, entry))
-
-
-def is_running(pid):
-    """Is there a process with this number on this machine?"""
-    try:
-        os.kill(pid, 0)  # no signal, just the question
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # it is somebody else's
-        return True
-    return True
+MARK = ".tmp-gpt2-"  # in the name of a file that is being written; the process number follows
 
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb", **kwargs):
     """
-    open(path, mode) for writing, but path changes only when everything is written: the bytes go to
-    a temporary name, are flushed to the disk, and are renamed, which is one step for the file
-    system. A crash leaves the old file.
+    open(path, mode) for writing, except that the file at `path` changes only once everything is
+    written: the bytes go to a temporary file, are flushed to the disk, and the file is renamed,
+    which is a single step for the file system. After a crash the old file is still there.
     """
     temporary = f"{path}{MARK}{os.getpid()}"
     try:
         with open(temporary, mode, **kwargs) as f:
             yield f
             f.flush()
-            os.fsync(f.fileno())  # without it the rename can reach the disk before the data does
+            os.fsync(f.fileno())  # otherwise the rename can reach the disk before the bytes do
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -61,56 +35,37 @@ def atomic_write(path, mode="wb", **kwargs):
         raise
 
 
-def parse_json(text):
-    """JSON -> what it says. ValueError for anything else, a million brackets among it."""
+def remove_half_written(folder, is_ours):
+    """
+    Delete the temporary files that killed processes left in a folder: each may be as large as a
+    checkpoint. Only files with a name that atomic_write makes are deleted, if is_ours(name) is true
+    and the process is gone. Raises OSError.
+    """
+    for entry in os.listdir(folder):
+        name, mark, pid = entry.rpartition(MARK)
+        if mark and pid.isdecimal() and is_ours(name):
+            # in a container this process can have the number of the killed one
+            if int(pid) == os.getpid() or not is_running(int(pid)):
+                os.remove(os.path.join(folder, entry))
+
+
+def is_running(pid):
+    """Does a process with this number exist on this machine?"""
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def read_json(path):
-    """A .json file -> what it says. Raises OSError, or ValueError for what is no JSON in UTF-8."""
-    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    with open(path, encoding="utf-8") as f:
-        return parse_json(f.read())
-
-
-def asset(name):
-    """The path of a file that comes with the repository, in assets/. UserError if it is missing."""
-    path = os.path.join(ASSETS, name)
-    if not os.path.isfile(path):
-        raise UserError(f"{path} is missing, which comes with this repository: git checkout -- "
-                        "assets, in its folder, or copy it from there", who="node")
-    return path
-
-
-def check_zip(path):
-    """
-    Raise ValueError or OSError unless path is a zip file, as torch.save writes it, whose checksums
-    are right.
-    """
-    if os.path.isdir(path):
-        raise ValueError("it is a directory")
-    if not os.path.isfile(path):  # a pipe would keep us waiting for ever
-        raise ValueError("it is no file")
-    with zipfile.ZipFile(path) as z:
-        # a compressed record can be a few bytes that unpack to any size; torch.save compresses
-        # nothing
-        for record in z.infolist():
-            if record.compress_type or record.file_size > record.compress_size:
-                raise ValueError("it has compressed records")
-        if damaged := z.testzip():
-            raise ValueError(f"{damaged} is damaged")
+        os.kill(pid, 0)  # sends no signal, only checks
+    except ProcessLookupError:
+        return False
+    except OSError:  # the process belongs to another user
+        return True
+    return True
 
 
 def lock_directory(folder, advice, name=".lock"):
     """
-    Make this process the only one that writes to folder, until it ends or lets go of what is
-    returned: the operating system sees to that. Where another one does, a UserError that ends in
-    `advice`. Raises OSError where it cannot write. name: of the lock, for those who share a folder
-    because each has files of its own in it.
+    Make this process the only one that writes to a folder -> FileLock, held until it is released or
+    the process ends, however it ends. If another process holds the lock: a UserError that ends with
+    `advice`. name: programs that write different files to one folder use different locks. Raises
+    OSError if the folder cannot be written.
     """
     lock = FileLock(os.path.join(folder, name))
     try:
@@ -118,3 +73,14 @@ def lock_directory(folder, advice, name=".lock"):
     except Timeout:
         raise UserError(f"another run is writing to {folder}: {advice}", who="me")
     return lock
+
+
+def read_json(path):
+    """The contents of a .json file. Raises OSError, or ValueError if it is not JSON in UTF-8."""
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def asset(name):
+    """The path of a file in assets/, which comes with the repository."""
+    return os.path.join(ASSETS, name)

@@ -1,6 +1,6 @@
 """
-Is my run normal? The curves of public runs, and of the laptop's; numbers that are none. Come here
-when a run says OUTSIDE the band, or ended over a loss of nan.
+Is my run normal? Its validation loss beside that of reference runs, and checks for nan. Come here
+when a run prints OUTSIDE the band, or ended because a loss was nan.
 """
 import csv
 import json
@@ -18,8 +18,8 @@ SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
 
 def read_reference():
     """
-    Two public full runs of the original recipe, a and b -> {"step", "val_a", "hella_a", "train_a",
-    ...: lists}
+    Two public full runs of the original recipe, a and b -> dict of lists of float: "step",
+    "val_a", "hella_a", "train_a", "val_b", ...
     """
     with open(asset("reference_curve.csv"), encoding="utf-8") as f:
         rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
@@ -27,7 +27,7 @@ def read_reference():
 
 
 def data_source(data_root):
-    """What the shards in a directory were made from -> text, "" if nothing says it"""
+    """The dataset that the shards in a directory were made from -> text, "" if unknown"""
     path = os.path.join(data_root, "meta.json")
     if os.path.exists(path):
         return read_meta(path)["settings"].get("source", "")
@@ -41,7 +41,10 @@ RECIPE = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_step
 
 
 def public_runs(step, gpt_config, config):
-    """The original recipe on FineWeb-Edu: (expected loss, band, name), or None for another run."""
+    """
+    For a run with the original recipe on FineWeb-Edu: the expected validation loss, the width of
+    the band around it, and the name of the reference. None for any other run.
+    """
     lecture = type(config)()  # the defaults are the lecture's
     if gpt_config != type(gpt_config)():
         return None
@@ -58,8 +61,9 @@ def public_runs(step, gpt_config, config):
 
 def laptop_runs(step, gpt_config, config):
     """
-    The laptop preset on input.txt: the mean of ten seeds and three times their spread.
-    assets/laptop_curve.json says which settings it is for; tools/laptop_curve.py makes it.
+    The same three values for the laptop preset on input.txt: the mean of ten seeds, and three times
+    their standard deviation. tools/laptop_curve.py writes assets/laptop_curve.json, which also
+    lists the settings that a run must have.
     """
     with open(asset("laptop_curve.json"), encoding="utf-8") as f:
         curve = json.load(f)
@@ -75,10 +79,10 @@ def laptop_runs(step, gpt_config, config):
 
 
 def compare_to_reference(step, val_loss, gpt_config, config):
-    """What others had at this step, and whether we are near -> text; "" where nothing is known."""
+    """The reference loss at this step, and whether val_loss is near it -> text, "" if unknown"""
     try:
         known = public_runs(step, gpt_config, config) or laptop_runs(step, gpt_config, config)
-    except (OSError, ValueError, UserError):  # assets/ is not whole: no reason to end a run
+    except (OSError, ValueError, UserError):  # files are missing or damaged: the run goes on
         known = None
     if known is None:
         return ""
@@ -89,11 +93,10 @@ def compare_to_reference(step, val_loss, gpt_config, config):
 
 def check_numbers(step, loss, norm, recent, scaler, loader, config):
     """
-    End a run whose loss or gradient is nan or infinite: it would never recover. Report a gradient
-    far longer than the last hundred, which the list `recent` holds.
+    End a run whose loss or gradient is nan or infinite: it would never recover. Print a warning
+    when the gradient norm is far above the last hundred norms, which are kept in `recent` (list).
     """
-    # where gradients overflow float16 the scaler skips the step and takes a smaller scale: that is
-    # no fault
+    # An infinite norm is normal in float16: the scaler skips the step and lowers its scale.
     if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
         place = ""
         if loader is not None:

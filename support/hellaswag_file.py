@@ -1,6 +1,6 @@
 """
-Obtains HellaSwag's items, and checks that they are the published ones: the accuracy on a part of
-them would be another figure. Come here when a download fails or a file is refused.
+Download the items of HellaSwag, and check that they are the published ones: an accuracy over some
+of the items cannot be compared. Come here when a download fails or a file is refused.
 """
 import hashlib
 import json
@@ -8,8 +8,7 @@ import os
 import urllib.request
 
 from support.console import UserError
-from support.files import atomic_write, parse_json
-from support.tokenizer import check_start
+from support.files import atomic_write
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
@@ -19,8 +18,9 @@ DATA_DIR = "hellaswag"
 
 def find_examples(download, data_dir=DATA_DIR):
     """
-    The validation items (list of dicts), empty if this machine has not got all of them. download:
-    first try their authors' repository, then Hugging Face; if both fail, a warning says so.
+    The validation items (list of dicts), empty unless all of them are on this machine. download:
+    if they are missing, fetch them from the authors' repository, or else from Hugging Face; if both
+    fail, print a warning.
     """
     path = os.path.join(data_dir, "hellaswag_val.jsonl")
     hub = os.path.join(data_dir, "hellaswag_val_hub.jsonl")  # made from Hugging Face's copy
@@ -49,18 +49,18 @@ def find_examples(download, data_dir=DATA_DIR):
 
 
 def download_examples(data_dir=DATA_DIR):
-    """Make sure that iterate_examples finds the validation items, or say that there are none."""
+    """Download the validation items unless they are here; print a warning if that fails."""
     find_examples(download=True, data_dir=data_dir)
 
 
 def iterate_examples(split="val", data_dir=DATA_DIR):
-    """Yield the validation items (dicts), none if they have not been downloaded."""
-    assert split == "val", "only the validation split has answers that are published and used"
+    """Yield the validation items (dicts); nothing if they have not been downloaded."""
+    assert split == "val", "only the validation split has published answers"
     yield from find_examples(download=False, data_dir=data_dir)
 
 
 def download_from_authors():
-    """The published file -> bytes. Raises OSError if it is not available or is another one."""
+    """The published file -> bytes. OSError if it cannot be downloaded or has another checksum."""
     with urllib.request.urlopen(URL, timeout=30) as reply:
         data = reply.read()
     found = hashlib.sha256(data).hexdigest()
@@ -70,8 +70,8 @@ def download_from_authors():
 
 
 def download_from_hub():
-    """Hugging Face's copy, Rowan/hellaswag -> the bytes of a .jsonl file. Or an exception."""
-    # ask first whether it can be reached: the library would try six times, for half a minute
+    """Hugging Face's copy, Rowan/hellaswag -> the bytes of a .jsonl file. Raises exceptions."""
+    # check first that the site can be reached: the library would try six times, for half a minute
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     page = f"{hub}/datasets/Rowan/hellaswag/resolve/main/README.md"
     urllib.request.urlopen(page, timeout=30).close()
@@ -85,7 +85,7 @@ def download_from_hub():
 
 
 def is_published(path):
-    """Is it, byte for byte, the published validation split?"""
+    """Is this file, byte for byte, the published validation split?"""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as f:
@@ -93,7 +93,7 @@ def is_published(path):
 
 
 def is_example(example):
-    """Is it a HellaSwag item: a dict with ctx, four endings and a label?"""
+    """Is this (parsed JSON) a HellaSwag item: a dict with ctx, four endings and a label?"""
     if not isinstance(example, dict) or not isinstance(example.get("endings"), list):
         return False
     texts = [example.get("ctx"), *example["endings"]]
@@ -102,12 +102,11 @@ def is_example(example):
 
 
 def read_examples(path):
-    """Yield the items of a .jsonl file. UserError for any other line."""
+    """Yield the items of a .jsonl file. UserError for a line that is not an item."""
     with open(path, "rb") as f:
-        check_start(f.peek(1000)[:1000], path)  # a .gz or UTF-16 is named
         for number, line in enumerate(f, 1):
             try:
-                example = parse_json(line.decode())
+                example = json.loads(line.decode())
             except ValueError:
                 example = None
             if not is_example(example):

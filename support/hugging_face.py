@@ -1,7 +1,6 @@
 """
-GPT-2 in Hugging Face's formats, in and out: transformers reads and writes the files. Come here when
-a directory is refused, or when another program does not read ours. (The tokenizer's files are in
-tokenizer.py.)
+GPT-2 in Hugging Face's formats, in and out. Come here when a directory is refused, or when another
+program cannot read ours. (tokenizer.py writes the tokenizer's files.)
 """
 import contextlib
 import json
@@ -13,25 +12,25 @@ from support.arithmetic import SHAPE
 from support.console import UserError, one_line
 from support.files import atomic_write
 
-# where a config has other values than these, it describes another model than our GPT
+# our GPT is a GPT-2 with exactly these values in its config
 SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False, "tie_word_embeddings": True}
-THEIR_NAMES = {"block_size": "n_positions"}  # the others are called as ours
-# OpenAI's linear layers, called Conv1D, store (in, out), but nn.Linear (out, in)
+THEIR_NAMES = {"block_size": "n_positions"}  # the other names are the same
+# the weights of OpenAI's Conv1D layers have the shape (in, out), those of nn.Linear (out, in)
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def read_gpt2(name):
     """
-    A directory, or gpt2 ... gpt2-xl from the hub -> transformers' GPT2LMHeadModel, in float32.
-    UserError for a directory that is damaged or holds another model than our GPT.
+    name: a directory, or gpt2 ... gpt2-xl on the hub -> transformers' GPT2LMHeadModel in float32.
+    UserError if the directory is damaged or contains a model that our GPT cannot express.
     """
     from transformers import AutoConfig, GPT2LMHeadModel
     folder = find_folder(name)
     try:
         with quiet_transformers():
-            # trust_remote_code: a directory may bring Python files, which are never run
+            # trust_remote_code=False: Python files in a directory are never run
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             check_config(config, name)
             model, report = GPT2LMHeadModel.from_pretrained(
@@ -46,7 +45,7 @@ def read_gpt2(name):
 
 
 def find_folder(name):
-    """A directory, or the hub's copy of gpt2 ... gpt2-xl, downloaded -> path of a directory"""
+    """A directory, or gpt2 ... gpt2-xl, downloaded from the hub -> the path of a directory"""
     if os.path.isdir(name):
         return name
     from huggingface_hub import snapshot_download
@@ -60,7 +59,7 @@ def find_folder(name):
 
 @contextlib.contextmanager
 def quiet_transformers():
-    """Without transformers' warnings and its bar "Loading weights": read_gpt2 has its own checks"""
+    """Silences transformers' warnings and its progress bar. read_gpt2 has checks of its own."""
     from transformers.utils import logging
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -74,7 +73,7 @@ def quiet_transformers():
 
 
 def check_config(config, name):
-    """UserError for a transformers config that our GPT cannot express."""
+    """UserError for a transformers config that describes another model than our GPT."""
     for key, ours in SAME.items():
         theirs = getattr(config, key, None)
         if theirs != ours:
@@ -85,11 +84,11 @@ def check_config(config, name):
 
 
 def check_weights(model, report, name):
-    """UserError unless each weight was in the file, finite, and nothing was left over."""
-    # causal masks, a constant that older versions of transformers saved too
+    """UserError unless every weight was in the file and is finite, and no others were there."""
+    # older versions of transformers saved the causal masks, too
     unexpected = [key for key in report["unexpected_keys"] if not key.endswith(".masked_bias")]
     problems = {"has no": report["missing_keys"], "has unknown weights": unexpected,
-                # each with the two shapes
+                # each entry: the name and the two shapes
                 "has other shapes of": [key for key, *_ in report["mismatched_keys"]],
                 "has nan or infinity in": [key for key, w in model.state_dict().items()
                                            if not torch.isfinite(w).all()]}
@@ -100,8 +99,8 @@ def check_weights(model, report, name):
 
 def save_pretrained(model, folder, n_vocab=None, eot=50256):
     """
-    A GPT -> a folder that transformers' AutoModelForCausalLM loads. n_vocab: number of rows that
-    are tokens; the padding after them is left out. Raises OSError.
+    Write a GPT to a folder that transformers' AutoModelForCausalLM loads. n_vocab: size of the
+    vocabulary; the padding rows after it are left out. Raises OSError.
     """
     weights = transposed(model.state_dict())
     head = weights.pop("lm_head.weight")[:n_vocab]
@@ -111,15 +110,15 @@ def save_pretrained(model, folder, n_vocab=None, eot=50256):
 
 
 def transposed(weights):
-    """A state dict of nn.Linear layers -> one of Conv1D layers"""
+    """The state dict of a GPT -> the same with the matrices as Conv1D layers store them"""
     return {key: w.t() if key.endswith(CONV1D) else w for key, w in weights.items()}
 
 
 def write(folder, shape, eot, weights, more=None):
     """
-    Write the files that transformers loads: weights (dict, in its names and layouts), a config.json
-    and a generation_config.json. more: further entries of config.json (dict), for models with
-    another head. Raises OSError.
+    Write the files that transformers loads: the weights (dict, with its names and layouts),
+    config.json and generation_config.json. more: further entries of config.json (dict), for models
+    with another head. Raises OSError.
     """
     from safetensors.torch import save
     tokens = {"bos_token_id": eot, "eos_token_id": eot}
@@ -139,8 +138,8 @@ def write(folder, shape, eot, weights, more=None):
 
 def write_tuned(folder, config, weights, tokenizer, task, pad):
     """
-    Write a tuned model's files: of classify and entail for transformers, of embed for
-    sentence-transformers. pad: the id of padding. Raises OSError, or a UserError for other tasks.
+    Write a model that was tuned for a task: classify and entail for transformers, embed for
+    sentence-transformers. pad: the id of padding. Raises OSError, and UserError for other tasks.
     """
     if task.name not in ("classify", "entail", "embed"):
         raise UserError(f"the model is tuned for {task.name}, which reads several rows for an "
@@ -160,14 +159,14 @@ def write_tuned(folder, config, weights, tokenizer, task, pad):
 
 def write_pooling(folder, n_embd, block_size):
     """
-    Write what sentence-transformers needs beside the model to compute the vectors of finetune.py's
-    embed: a list of three modules, and the settings of the first two. Raises OSError.
+    Write what else sentence-transformers needs to compute the vectors of finetune.py's embed: the
+    list of its three modules, and the settings of the first two. Raises OSError.
     """
     kinds = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"),
              ("2", "2_Normalize", "Normalize"))
     modules = [{"idx": int(number), "name": number, "path": path,
                 "type": f"sentence_transformers.models.{kind}"} for number, path, kind in kinds]
-    # token number t has weight t, and padding none
+    # a weighted mean: token t has weight t, padding has weight 0
     pooling = {"word_embedding_dimension": n_embd, "pooling_mode_mean_tokens": False,
                "pooling_mode_weightedmean_tokens": True}
     files = {"modules.json": modules,

@@ -1,7 +1,6 @@
 """
-Processes: what torchrun says, where they meet, what they are told by signals, how one explains the
-end of another; and the card of each. Come here when a run hangs at its start, does not stop, or
-refuses your card.
+The processes of a run: which GPU each takes, how they find each other, their sums, and the signals
+that stop them. Come here when a run hangs at its start, does not stop, or refuses your GPU.
 """
 import contextlib
 import ctypes
@@ -21,27 +20,26 @@ import torch.distributed as dist
 
 from support.console import UserError, is_first_process, one_line
 
-# --- the card -------------------------------------------------------------------------------------
+# --- the device -----------------------------------------------------------------------------------
 
 @dataclass
 class Card:
     """
-    What torch says about the device of this process. It is asked once, in find_card; a test
-    pretends another.
+    What torch reports about the device of this process. Only find_card asks torch; tests make
+    Cards of their own.
     """
     kind: str  # cuda, mps or cpu
     device: torch.device  # where tensors go
-    name: str = ""  # as cuda calls it: NVIDIA H100 80GB HBM3
-    capability: tuple = (0, 0)  # of a CUDA card: 9.0 is Hopper, 8.0 Ampere, 7.5 Turing
-    archs: tuple = ()  # what this PyTorch has code for
-    native_bfloat16: bool = False  # does a CPU multiply it?
-    free: float = math.inf  # bytes that nobody uses; on CUDA only do we ask
+    name: str = ""  # as CUDA reports it: NVIDIA H100 80GB HBM3
+    capability: tuple = (0, 0)  # of a CUDA GPU: 9.0 is Hopper, 8.0 Ampere, 7.5 Turing
+    archs: tuple = ()  # the GPU architectures that this PyTorch was built for
+    native_bfloat16: bool = False  # does this CPU multiply bfloat16 natively?
+    free: float = math.inf  # free memory in bytes, known on CUDA only
 
     def synchronize(self):
         """
-        Wait until the device has done what was queued, be it CUDA's or a Mac's. Python's signal
-        handlers do not run meanwhile. Asking an event in a loop would let them, but help nobody: a
-        signal is only noted, and a step whose other process has died never ends. torchrun kills it.
+        Wait until the GPU (CUDA's or a Mac's) has finished its queue. Python's signal handlers do
+        not run meanwhile, which is fine: a handler here only notes the signal.
         """
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -49,8 +47,8 @@ class Card:
 
 def find_card(name, local_rank, num_processes):
     """
-    --device and torchrun's LOCAL_RANK -> the Card of this process: of several on a machine, each
-    has its own.
+    name: --device; local_rank: the number of this process on its machine -> Card. Several processes
+    on a machine take a GPU each.
     """
     best = "cpu"
     if torch.cuda.is_available():
@@ -72,8 +70,7 @@ def find_card(name, local_rank, num_processes):
         device = torch.device("cuda", local_rank)
     if device.index >= torch.cuda.device_count():
         raise UserError(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one "
-                        "process for each",
-                        who="me")
+                        "process for each", who="me")
     torch.cuda.set_device(device)
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     free, _ = torch.cuda.mem_get_info(device)
@@ -82,12 +79,11 @@ def find_card(name, local_rank, num_processes):
 
 
 def check_kernels(card):
-    """UserError unless this PyTorch was built for the card. AMD's are not checked."""
+    """UserError unless this PyTorch was built for the GPU. AMD GPUs are not checked."""
     if card.kind != "cuda" or torch.version.hip is not None:
         return
     major, minor = card.capability
-    # code for sm_xy runs on x.y and later of the same x; compute_xy, which is PTX, on all later
-    # ones
+    # code for sm_xy runs on x.y and later minor versions of x; compute_xy (PTX) on all later GPUs
     for kind, x, y in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(card.archs)):
         if (kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor):
             return
@@ -95,13 +91,13 @@ def check_kernels(card):
                     "one before 2.15, built for CUDA 12.6")
 
 
-# --- where processes meet -------------------------------------------------------------------------
+# --- the other processes --------------------------------------------------------------------------
 
 def join_processes(device, shard, timeout_s):
     """
-    Find out which process this is, find its card, and wait for the other processes of the run, at
-    most timeout_s seconds. device, shard: --device and --shard
-    -> rank, number of processes, Card. Its `free` is that of the fullest card of the run.
+    Find out which process this is, choose its device, and wait at most timeout_s seconds for the
+    other processes of the run. device, shard: --device and --shard
+    -> rank, number of processes, Card; the Card's `free` is the least of all processes.
     """
     rank, local_rank, num_processes = read_ranks()
     card = find_card(device, local_rank, num_processes)
@@ -110,8 +106,8 @@ def join_processes(device, shard, timeout_s):
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
                             "--shard")
-        # NCCL for GPU tensors, gloo for CPU tensors. With gloo alone everything distributed runs on
-        # a laptop, too
+        # NCCL for GPU tensors, gloo for CPU tensors. Without a GPU, gloo alone does everything, so
+        # that distributed training can be tried on a laptop.
         meet("cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo", timeout_s)
     card.free = min_over_processes(card.free)
     return rank, num_processes, card
@@ -128,65 +124,44 @@ def min_over_processes(value):
 
 
 def reduce_over_processes(value, op):
+    """A collective. value: a number or a tensor with one number; op: of dist.ReduceOp -> float"""
     if not dist.is_initialized():
         return float(value)
-    # a tensor on the GPU is reduced by NCCL; a number of the CPU by gloo, while the GPU goes on
+    # NCCL reduces tensors on the GPU. Python numbers are reduced by gloo, and the GPU works on.
     value = torch.as_tensor(value, dtype=torch.float64)
     dist.all_reduce(value, op)
     return value.item()
 
 
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what it tells us
-ADVICE = "start with torchrun, or unset them"
-
-
-def read_number(name, least=0, most=10**8):
-    """A variable of torchrun's that must be a number -> int. Raises UserError."""
-    text = os.environ[name]
-    is_number = text.isdecimal() and text.isascii() and len(text) < 10
-    if not is_number or not least <= int(text) <= most:
-        raise UserError(f"torchrun's variable {name} is {text[:50]!r}, not a number from {least} "
-                        f"to {most}: {ADVICE}", who="me")
-    return int(text)
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def read_ranks():
     """
-    What torchrun says, or one process -> rank (which of all this one is), local_rank (of those on
-    its machine), how many there are. Its variables come all or not at all: with some of them we
-    would train on a part of each batch, and nobody would notice.
+    torchrun's variables -> rank (among all processes), local_rank (among those of this machine),
+    number of processes; 0, 0, 1 without torchrun. UserError if only some of them are set: the
+    process would train on a part of each batch, and nobody would notice.
     """
     given = [name for name in TORCHRUN if name in os.environ]
+    missing = [name for name in TORCHRUN if name not in os.environ]
     if not given:
         return 0, 0, 1
-    if missing := [name for name in TORCHRUN if name not in os.environ]:
+    if missing:
         raise UserError(f"{', '.join(given)} of torchrun's variables are set, "
-                        f"{', '.join(missing)} are "
-                        f"not: {ADVICE}", who="me")
-    rank = read_number("RANK")
-    local_rank = read_number("LOCAL_RANK")
-    num_processes = read_number("WORLD_SIZE")
-    # these two are used later, where a mistake would read as processes that did not meet
-    read_number("MASTER_PORT", least=1, most=2**16 - 1)
-    if "GROUP_WORLD_SIZE" in os.environ:
-        read_number("GROUP_WORLD_SIZE")
-    if not (local_rank <= rank < num_processes):
-        raise UserError(f"there is no process {rank} (LOCAL_RANK {local_rank}) among "
-                        f"{num_processes}: "
-                        f"{ADVICE}", who="me")
-    return rank, local_rank, num_processes
+                        f"{', '.join(missing)} are not: start with torchrun, or unset them",
+                        who="me")
+    return tuple(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
 def is_distributed():
-    """Has torchrun started this process, alone or with others?"""
+    """Did torchrun start this process, alone or with others?"""
     return "RANK" in os.environ
 
 
 def meet(backend, timeout_s):
     """
-    Wait until all processes of the run are there, at most timeout_s seconds: from then on they can
-    all_reduce. PyTorch waits in C++, where Python's signals do not reach it; so another thread
-    waits, and this one listens to Ctrl-C.
+    Wait at most timeout_s seconds until all processes of the run are here. PyTorch waits in C++,
+    where Ctrl-C has no effect, so a second thread calls PyTorch and this one listens to Ctrl-C.
     """
     failure = []
 
@@ -198,15 +173,14 @@ def meet(backend, timeout_s):
             failure.append(e)
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    # the library's own limit comes first, with its reason
+    # PyTorch's own limit comes first and gives a reason; the 5 seconds are for a thread that hangs
     deadline = time.monotonic() + timeout_s + 5
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.05)
     if failure or thread.is_alive():
         reason = one_line(failure[0]) if failure else "no answer"
         raise UserError(f"the processes of this run did not meet within "
-                        f"--dist_timeout_s={timeout_s}: "
-                        f"{reason}", who="me", exit_code=1)
+                        f"--dist_timeout_s={timeout_s}: {reason}", who="me", exit_code=1)
 
 
 def meeting_place(limit):
@@ -217,26 +191,26 @@ def meeting_place(limit):
         return dict(store=HashStore(), rank=0, world_size=1)
     if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
         return {}
-    # after a restart the addresses of the dead are still in torchrun's store, and who reads them
-    # waits in vain: so each attempt has names of its own. (On several machines the attempts are not
-    # counted alike.)
+    # After a restart, torchrun's store still contains the addresses of the dead processes, and
+    # whoever reads them waits in vain. So each attempt uses names of its own. (With several
+    # machines the attempts are not numbered alike.)
     store, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
 
 
 def is_out_of_memory(e):
-    """Is it that exception, in the GPU's words or in the CPU's?"""
+    """Does this exception mean that memory ran out, on the GPU or the CPU?"""
     words = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
     return any(text in str(e) for text in words)
 
 
 def explain(e, phase, advice):
     """
-    An exception that ended a run -> the UserError that explains it, or the exception itself if it
-    is a bug. phase, advice: what was going on, and what to try if memory ran out there
+    The exception that ended a run -> a UserError that explains it, or the exception itself if it is
+    a bug. phase, advice: what the run was doing, and what to try if memory ran out there
     """
-    if is_out_of_memory(e):  # nothing is tried for the user, who may not be looking
+    if is_out_of_memory(e):  # a smaller batch is not tried by itself: nobody might notice
         during = f" in {phase}" if phase else ""
         return UserError(f"out of memory{during}: try {advice or 'a smaller --B'}", who="me")
     if isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e):
@@ -246,7 +220,7 @@ def explain(e, phase, advice):
 
 @contextlib.contextmanager
 def orderly_end(phase, advice):
-    """Around a program that does not train: explain what ends it, and leave the other processes."""
+    """Around a program that does not train: explain an exception, leave the process group."""
     try:
         yield
     except RuntimeError as e:
@@ -258,20 +232,20 @@ def orderly_end(phase, advice):
 
 # --- signals --------------------------------------------------------------------------------------
 
-# Ctrl-C; a machine that is taken away; a lost connection; a Slurm job whose time is running out
+# Ctrl-C; a machine is taken away; the connection is lost; the time of a Slurm job runs out
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class Signal(NamedTuple):
-    """A signal that has come."""
+    """A signal that this process received."""
     name: str  # SIGTERM
-    when: float  # by time.time()
+    when: float  # as time.time() gives it
 
 
 class Signals:
     """
-    Notes the signals that ask a run to stop, in `noted`, between catch() and restore(). A second
-    one ends the process at once.
+    Between catch() and restore(), signals that ask a run to stop are only appended to `noted`, and
+    the run stops after its step. A second signal ends the process at once.
     """
 
     def __init__(self):
@@ -280,8 +254,8 @@ class Signals:
 
     def catch(self):
         for name in STOP_SIGNALS:
-            number = getattr(signal, name, None)  # Windows has not all of them
-            # nohup ignores SIGHUP: a lost connection is no reason to stop
+            number = getattr(signal, name, None)  # Windows lacks some of them
+            # under nohup, SIGHUP is ignored: a lost connection must not stop the run
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 self.before[number] = signal.signal(number, self.note)
 
@@ -291,13 +265,13 @@ class Signals:
         self.before.clear()
 
     def note(self, number, frame):
-        # torchrun passes on a Ctrl-C that the terminal has sent us already: within a second it is
-        # the same one
+        # on Ctrl-C the terminal sends SIGINT and torchrun, which got the same Ctrl-C, sends
+        # SIGTERM: within a second the two count as one
         if self.noted and not (is_distributed() and time.time() - self.noted[0].when < 1):
             os._exit(128 + number)
         self.noted.append(Signal(signal.Signals(number).name, time.time()))
-        if len(self.noted) == 1 and is_first_process():  # (print is not allowed in a handler)
-            with contextlib.suppress(OSError):  # the terminal has gone, or the disk is full
+        if len(self.noted) == 1 and is_first_process():  # a handler must not call print
+            with contextlib.suppress(OSError):  # the terminal is gone, or the disk is full
                 os.write(2, b"stopping after this step; the same again stops at once\n")
 
 
@@ -305,9 +279,9 @@ class Signals:
 
 def keep_freed_memory():
     """
-    Ask the C library to keep up to 2 GB of freed memory in pieces below 16 MB. Each step frees its
-    gradients; given back, they come again page by page, zeroed by the kernel: a tenth of a small
-    step's time. Only glibc can be asked.
+    Make glibc keep up to 2 GB of freed memory, in blocks below 16 MB. Each step frees its
+    gradients; if they were returned to the kernel, it would zero their pages again in the next
+    step, which takes a tenth of a small step's time. Other C libraries have no such setting.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):

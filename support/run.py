@@ -11,13 +11,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from support import checkpoints, health, identity
+from support import checkpoints, health
 from support.arithmetic import mfu
-from support.compiling import check_cache
 from support.console import UserError, print0
 from support.processes import (Signals, explain, keep_freed_memory, min_over_processes,
                                sum_over_processes)
-from support.runlog import RunLog, open_log
+from support.runlog import RunLog, open_log, run_number
 
 # how the streams of log.txt are written; dt is in milliseconds
 FORMATS = {"train": "{:.6f}", "lr": "{:.4e}", "dt": "{:.2f}"}
@@ -56,7 +55,6 @@ class Run:
         self.recent_norms = []
 
     def __enter__(self):
-        check_cache()
         keep_freed_memory()
         return self
 
@@ -105,13 +103,12 @@ class Run:
             "a smaller --T, --activation_checkpointing, or --shard --offload on several GPUs")
         self.check_start()
         self.saved_settings = {
-            "run": identity.run_number(self.checkpoint, config.log_dir),
+            "run": run_number(self.checkpoint, config.log_dir),
             "config": asdict(model.config), "train_config": asdict(config),
             "tokenizer": tokenizer.spec, **more,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
         if process.rank == 0 and last_step > 0:  # --max_steps=0 only evaluates, and writes nothing
-            data = config.data_root if loader is not None else ""
-            self.record = open_log(config.log_dir, data, self.saved_settings, self.checkpoint,
+            self.record = open_log(config.log_dir, self.saved_settings, self.checkpoint,
                                    config.tensorboard)
         optimizer.register_step_pre_hook(self.forget_state)  # an update begins
         self.signals.catch()

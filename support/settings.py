@@ -19,7 +19,7 @@ from dataclasses import fields, replace
 from typing import NamedTuple
 
 from support import checkpoints
-from support.arithmetic import SHAPE, memory_text
+from support.arithmetic import SHAPE, batch_table, memory_text
 from support.console import UserError, print0
 
 # about this command on this machine: never taken from a checkpoint
@@ -68,6 +68,10 @@ def resolve(argv, doc, gpt_class, train_class, presets, load_model):
     if config.estimate:
         shape = replace(gpt_config, vocab_size=gpt_config.vocab_size or gpt_class.vocab_size)
         print(memory_text(shape, replace(config, B=config.B or max_B)))
+        # GPT-2's four sizes; the presets laptop and debug fit everywhere
+        shapes = {name: gpt_class(**pick(gpt_class, values)) for name, values in presets.items()
+                  if name.startswith("gpt2")}
+        print("\n" + batch_table(shapes, train_class()))
         argparse.ArgumentParser().exit()  # as --help does
     return Settings(gpt_config, config, max_B, start)
 
@@ -126,6 +130,9 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
     if words:
         parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
     argv = [plain_name(word) for word in argv]
+    if words:  # a word after `--reference` is not its value
+        switches = {f"--{f.name}" for cls in classes for f in fields(cls) if f.type is bool}
+        argv = [f"{word}=True" if word in switches else word for word in argv]
     check_names(argv, parser)
     typed = vars(parser.parse_intermixed_args(argv))  # words stand before, between and after flags
     for name, value in typed.items():

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.console import UserError, print0, printable
+from support.console import UserError, print0
 from support.files import atomic_write
 from support.shakespeare import demo_entries
 
@@ -294,7 +294,7 @@ def read_task(saved):
         good = False
     if not good:
         raise UserError(f"{path} is tuned for something that we do not know: "
-                        f"{printable(values)[:100]}")
+                        f"{str(values)[:100]}")
     return task
 
 

@@ -8,7 +8,6 @@ import torch
 from small_runs import ROOT, LiveStorages, refusal
 
 import hellaswag
-import play
 import train_gpt2
 from support.arithmetic import (CARDS, HELLASWAG_PREDICTIONS, HELLASWAG_TOKENS, count_parameters, flops_per_token,
                                 largest, mfu, peak, phases, total)
@@ -117,9 +116,9 @@ def test_the_largest_batch_of_hellaswag_is_known():
 
 
 def table_of_batches():
-    """What `play.py estimate` prints -> (preset, GPUs, card in GB, B, flags) for each cell that has a B"""
+    """The table that --estimate prints -> (preset, GPUs, card in GB, B, flags) for each cell that has a B"""
     cells = []
-    for preset in play.OPENAI:
+    for preset in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         values = {name: train_gpt2.PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
         for n in (1, 2, 4, 8):
             for card in CARDS:
@@ -167,8 +166,11 @@ def estimate(capsys):
     return run
 
 
-def test_what_large_models_need(estimate, capsys):
-    """1558M parameters: 24.9 GB of weights, gradients and moments; an eighth of that on each of eight GPUs."""
+def test_what_large_models_need(estimate):
+    """
+    1558M parameters: 24.9 GB of weights, gradients and moments; an eighth of that on each of eight GPUs. After the
+    lines for these settings comes the table of the largest B for each preset and card.
+    """
     out = estimate("--preset=gpt2-xl")
     assert out.startswith("B 8, T 1024, --shard=no\n") and "state 24.92 (16 bytes * 1558M)" in out
     out = estimate("--preset=gpt2-xl", "--shard", "--activation_checkpointing")
@@ -176,8 +178,7 @@ def test_what_large_models_need(estimate, capsys):
     assert all(f"    {phase} " in eight for phase in ("step", "validation", "hellaswag", "samples", "save"))
     assert eight.count("state 3.12 (16 bytes * 1558M / 8)") == 5
     assert refusal(train_gpt2.run, ["--estimate", "--B=0"]) == "--B=0: must be at least 1"
-    play.main(["estimate"])
-    table = capsys.readouterr().out.splitlines()
+    table = out.splitlines()
     assert len([line for line in table if line.startswith("| gpt2")]) == 16 and "| gpt2-xl | 1 |" in "\n".join(table)
 
 

@@ -2,7 +2,6 @@
 import os
 import shutil
 import sys
-import zipfile
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from small_runs import fuzz, refusal, write_shards
 
 import train_gpt2
 from support import checkpoints
-from support.arithmetic import SHAPE
-from support.checkpoints import identify_stream, is_checkpoint
+from support.checkpoints import identify_stream
+from support.runlog import is_checkpoint
 from train_gpt2 import GPT, DataLoaderLite, GPTConfig, load_tokens
 
 
@@ -88,16 +87,28 @@ def test_a_checkpoint_that_cannot_be_resumed(damage, flags, said, tmp_path, trai
     assert said in refused(f"--resume={path}", *flags)
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(model=3), "not a usable checkpoint"), (dict(config={"n_layer": "x"}), "its block_size is 'None'"),
-    (dict(config={**dict.fromkeys(SHAPE, 8), "colour": 1}), "its config has colour"),
-    (dict(tokenizer={"name": "char", "chars": 3}), "describes no tokenizer"),
-    (dict(tokenizer={"name": "gpt2"}), "knows 128 tokens, its tokenizer 50257"),
-], ids=str)
-def test_a_checkpoint_that_holds_something_else(change, said, checkpoint, play_refuses):
-    """Whatever stands in the file: one line, no traceback."""
-    torch.save({**torch.load(checkpoint, weights_only=True), **change}, checkpoint)
-    assert said in play_refuses("info", checkpoint)
+@pytest.mark.parametrize("saved", [3, {"weights": {}}])
+def test_a_file_that_is_no_checkpoint(saved, tmp_path, play_refuses):
+    """torch.save writes anything; a checkpoint has a model and its config."""
+    torch.save(saved, tmp_path / "other.pt")
+    assert "it has no model and config" in play_refuses("info", tmp_path / "other.pt")
+
+
+def test_weights_without_moments_are_not_resumed(checkpoint, refused):
+    """AdamW would start again from zero without a word, for all of the weights or for some: --init_from does that."""
+    saved = torch.load(checkpoint, weights_only=True)
+    torch.save({name: value for name, value in saved.items() if name != "optimizer"}, checkpoint)
+    assert f"start from its weights with --init_from={checkpoint}" in refused(f"--resume={checkpoint}")
+    del saved["optimizer"]["state"]["transformer.wpe.weight"]
+    torch.save(saved, checkpoint)
+    assert "1 parameters have no moments" in refused(f"--resume={checkpoint}")
+
+
+def test_weights_that_are_nan_are_refused(checkpoint, play_refuses):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["model"]["transformer.wpe.weight"][0, 0] = torch.nan
+    torch.save(saved, checkpoint)
+    assert "transformer.wpe.weight has numbers that are nan or infinite" in play_refuses("info", checkpoint)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float16, torch.bfloat16, torch.float64])
@@ -148,80 +159,13 @@ def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
-# --- made to attack, or changed at random ---------------------------------------------------------
+# --- damaged at random -----------------------------------------------------------------------------
 
 @pytest.fixture
 def checkpoint_bytes(train, tmp_path):
     """A checkpoint of a tiny run, as bytes."""
     train("made", "--max_steps=1", "--save_every=1", "--n_embd=8", "--n_layer=1")
     return (tmp_path / "made" / "model_00001.pt").read_bytes()
-
-
-def changed(data, path, **values):
-    """A checkpoint with other values, well-formed otherwise."""
-    path.write_bytes(data)
-    torch.save({**torch.load(path, weights_only=True), **values}, path)
-    return path
-
-
-def with_moment(c, **values):
-    """The position embedding's, (32, 8)"""
-    name = "transformer.wpe.weight"
-    state = c["optimizer"]["state"]
-    return dict(optimizer={**c["optimizer"], "state": {**state, name: {**state[name], **values}}})
-
-
-@pytest.mark.parametrize("change", [
-    lambda c: dict(config={**c["config"], "n_layer": 10**9}),
-    lambda c: dict(config={**c["config"], "n_embd": 2**40}),
-    lambda c: dict(config={**c["config"], "vocab_size": -5}),
-    lambda c: dict(config={**c["config"], "block_size": "many"}),
-    lambda c: dict(config={**c["config"], "n_head": 0}),
-    lambda c: dict(config={**c["config"], "surprise": 1}),
-    lambda c: dict(config=[1, 2]),
-    lambda c: dict(model=[]),
-    lambda c: dict(model={**c["model"], "lm_head.weight": torch.zeros(1).expand(10**6, 10**7)}),
-    lambda c: dict(model={**c["model"], "lm_head.weight": torch.zeros(128, 8, device="meta")}),
-    lambda c: dict(model={**c["model"], "lm_head.weight": torch.full((128, 8), torch.nan)}),
-    lambda c: dict(model={**c["model"], "lm_head.weight": "a text"}),
-    lambda c: dict(step=-1),
-    lambda c: dict(step="three"),
-    lambda c: dict(position=2**70),
-    lambda c: dict(train_config={**c["train_config"], "grad_clip": -1.0}),
-    lambda c: dict(train_config=7),
-    lambda c: dict(tokenizer={"name": "char", "chars": 5}),
-    lambda c: dict(tokenizer="gpt2"),
-    lambda c: dict(tokenizer={}),
-    lambda c: dict(optimizer={"state": {}, "param_groups": []}),
-    lambda c: dict(optimizer=3),
-    lambda c: dict(scaler="x"),
-    lambda c: dict(train_config={**c["train_config"], "beta2": 1.5}),
-    lambda c: with_moment(c, exp_avg=torch.zeros(3)),
-    lambda c: with_moment(c, exp_avg_sq=torch.zeros(1)),
-    lambda c: with_moment(c, exp_avg_sq=torch.full((32, 8), -1.0)),
-    lambda c: with_moment(c, exp_avg=torch.full((32, 8), torch.inf)),
-    lambda c: with_moment(c, exp_avg="a text"),
-    lambda c: with_moment(c, step="a text"),
-    lambda c: dict(optimizer={**c["optimizer"], "state": dict.fromkeys(c["optimizer"]["state"], 7)}),
-    lambda c: dict(optimizer={**c["optimizer"], "param_groups": {}}),
-    lambda c: dict(optimizer={**c["optimizer"], "param_groups": [1]}),
-], ids=lambda v: "")
-def test_a_checkpoint_made_to_attack(change, checkpoint_bytes, tmp_path, refused):
-    """Sizes that ask for terabytes, views that pretend to be large, numbers that are none: one line, no harm."""
-    path = tmp_path / "bad.pt"
-    path.write_bytes(checkpoint_bytes)
-    changed(checkpoint_bytes, path, **change(torch.load(path, weights_only=True)))
-    refused(f"--resume={path}", "--n_embd=8", "--n_layer=1", "--max_steps=2")
-
-
-def test_a_checkpoint_that_unpacks_to_any_size(checkpoint_bytes, tmp_path, refused):
-    """A zip file may hold a kilobyte that unpacks to a terabyte: compressed records are refused unread."""
-    path = tmp_path / "bomb.pt"
-    path.write_bytes(checkpoint_bytes)
-    with zipfile.ZipFile(path) as z, zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in z.namelist():
-            packed.writestr(name, z.read(name))
-    assert "compressed" in refused(f"--resume={tmp_path / 'packed.pt'}")
 
 
 def fuzz_checkpoints(folder, data, n):

@@ -20,7 +20,9 @@ from small_runs import ROOT
 import finetune
 import fineweb
 import hellaswag
+import look
 import play
+import plot
 import train_gpt2
 from support import settings
 from support.arithmetic import PEAKS, count_parameters, flops_per_token, peak
@@ -53,10 +55,11 @@ SHORT = {
     "python play.py": "",
     "python play.py sample": "--max_new_tokens=4 --device=cpu",
     "python play.py chat": "--max_new_tokens=4 --device=cpu",
-    "python play.py look": "--device=cpu",
-    "python play.py search": "--device=cpu",
+    "python plot.py": "",
+    "python look.py": "--device=cpu",
     "python finetune.py": "--device=cpu --epochs=1 --batch=2",
     "python finetune.py predict": "--device=cpu",
+    "python finetune.py search": "--device=cpu",
 }
 # What is not run here, by the beginning of its line. Its flags are checked all the same.
 NOT_RUN = {
@@ -126,10 +129,14 @@ def parse(words):
     elif script == "fineweb.py":
         settings.parse(argv, "", fineweb.ShardConfig)
     elif script == "finetune.py":
-        config = finetune.PredictConfig if argv[0] == "predict" else finetune.TuneConfig
+        config = {"predict": finetune.PredictConfig, "search": finetune.SearchConfig}.get(argv[0], finetune.TuneConfig)
         settings.parse([word for word in argv if word.startswith("--")], "", config)
     elif script == "play.py":
         play.parse_args(argv)
+    elif script == "plot.py":
+        settings.parse(argv, "", plot.PlotConfig, words=True)
+    elif script == "look.py":
+        look.parse_args(argv)
     elif script == "hellaswag.py":
         settings.parse(argv, "", hellaswag.Config)
 
@@ -152,14 +159,15 @@ def test_every_flag_exists(command):
 def test_flags_in_sentences_exist():
     """`--B`, `--val_tokens=100000` and the like: some program has that flag."""
     known = {f"--{name}" for cls in (train_gpt2.GPTConfig, train_gpt2.TrainConfig, fineweb.ShardConfig,
-                                     finetune.TuneConfig, hellaswag.Config)
+                                     finetune.TuneConfig, finetune.SearchConfig, hellaswag.Config, play.PlayConfig,
+                                     plot.PlotConfig, look.LookConfig)
              for name in cls.__dataclass_fields__}
     known |= {"--no-" + flag[2:] for flag in known}
-    for path in ("play.py", *glob.glob("tools/*.py", root_dir=ROOT)):
+    for path in glob.glob("tools/*.py", root_dir=ROOT):
         with open(os.path.join(ROOT, path), encoding="utf-8") as f:
             known |= set(re.findall(r"--[a-z_]+", f.read()))
     # torchrun's, of which an older one lacks two; Slurm's
-    known |= {*torchruns_flags(), "--shutdown-timeout", "--signals-to-handle", "--signal", "--help", "--debug"}
+    known |= {*torchruns_flags(), "--shutdown-timeout", "--signals-to-handle", "--signal", "--help"}
     for page, text in ENGLISH.items():
         assert set(re.findall(r"(?<=`)--[\w-]+", prose(text))) - known == set(), page
 
@@ -226,7 +234,8 @@ def at_work(workplace, tmp_path, monkeypatch):
 
 
 PROGRAMS = {"train_gpt2.py": train_gpt2.run, "finetune.py": finetune.run, "fineweb.py": fineweb.main,
-            "play.py": play.main, "hellaswag.py": functools.partial(hellaswag.run, train_gpt2)}
+            "play.py": play.main, "plot.py": plot.main, "look.py": look.main,
+            "hellaswag.py": functools.partial(hellaswag.run, train_gpt2)}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if is_run(c)])
@@ -341,9 +350,10 @@ def test_the_reference_table_is_that_of_the_curve():
         assert float(band) == (0.05 if int(step) < 1000 else 0.03 if int(step) < 3000 else 0.02), step
 
 
-def test_what_fits_is_what_play_estimate_prints(capsys):
+def test_what_fits_is_what_estimate_prints(capsys):
     """The table of machines.md, row by row."""
-    play.main(["estimate"])
+    with pytest.raises(SystemExit):
+        train_gpt2.run(["--estimate"])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| gpt2")]
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed] == table("docs/machines.md", "preset")
 

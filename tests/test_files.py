@@ -1,13 +1,10 @@
 """Facts about files: they are whole or not there."""
 import os
 
-import pytest
 import torch
-from small_runs import refusal
 
 import train_gpt2
 from support import checkpoints, files
-from support.tokenizer import GPT2Tokenizer
 
 
 def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
@@ -45,33 +42,3 @@ def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
         assert path.read_bytes() == b"the older one" and os.listdir(tmp_path) == ["model_00001.pt"]
         assert "could not be saved" in capsys.readouterr().out
     assert room > 10 and torch.load(path, weights_only=True)["step"] == 1
-
-
-@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
-@pytest.mark.parametrize("flag", ["--resume=", "--init_from=", "--data_root="])
-def test_what_is_no_file(kind, flag, tmp_path, refused):
-    """A pipe would keep us waiting for ever, /dev/zero would never end: only regular files are opened."""
-    path = tmp_path / f"{kind}.pt"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    else:
-        path.mkdir()
-    refused(f"{flag}{path}")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "9" * 5000], ids=lambda text: text[:5])
-def test_what_is_no_json_is_a_value_error(text, tmp_path):
-    """Python's own reader runs out of stack over a million brackets, which is another error."""
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError):
-        files.read_json(str(tmp_path / "a.json"))
-    (tmp_path / "a.json").write_text('{"a": [1]}')
-    assert files.read_json(str(tmp_path / "a.json")) == {"a": [1]}
-
-
-def test_a_missing_asset_is_named(tmp_path, monkeypatch):
-    """GPT-2's tokenizer and the reference curves come with the repository: a copy without them says so."""
-    monkeypatch.setattr(files, "ASSETS", str(tmp_path / "assets"))
-    assert f"{tmp_path / 'assets' / 'gpt2.tiktoken'} is missing" in refusal(GPT2Tokenizer)

@@ -534,13 +534,13 @@ def test_commands(language_model, tune, tmp_path):
     items = str(tmp_path / "classify.jsonl")
     assert "are a .jsonl file" in refusal(finetune.run, ["predict", str(run), items, "--out=x.npy"])
     assert "is tuned for classify" in refusal(play.main, ["sample", str(run / "model_00005.pt"), "x"])
-    assert "search needs a model that was tuned for embed" in refusal(play.main, ["search", str(run), items, "x"])
+    assert "search needs a model that was tuned for embed" in refusal(finetune.run, ["search", str(run), items, "x"])
     assert "embed has no head" in refusal(lambda: tune("embed", "run2", "--tune=head"))
     for flag in ("--resume", "--init_from"):
         assert "is tuned for a task" in refusal(train_gpt2.run, [f"{flag}={run}/model_00005.pt", "--device=cpu"])
     embedder = str(tune("embed", "run3"))
     for question in ("", " ", "\udcff"):
-        assert "the question " in refusal(play.main, ["search", embedder, str(tmp_path / "embed.jsonl"), question])
+        assert "the question " in refusal(finetune.run, ["search", embedder, str(tmp_path / "embed.jsonl"), question])
 
 
 @pytest.mark.parametrize("task", ["classify", "embed", "choose"])
@@ -599,7 +599,7 @@ def test_search(tune, tmp_path, language_model, capsys):
     (tmp_path / "passages.jsonl").write_text("".join(json.dumps({"passage": p}) + "\n" for p in passages))
     for model in (tune("embed", "run"), language_model):
         capsys.readouterr()
-        play.main(["search", str(model), str(tmp_path / "passages.jsonl"), passages[7], "--top=3", "--device=cpu",
+        finetune.run(["search", str(model), str(tmp_path / "passages.jsonl"), passages[7], "--top=3", "--device=cpu",
                    "--dtype=float32"])
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 3 and lines[0].startswith("1.000") and passages[7] in lines[0]

@@ -102,11 +102,9 @@ def test_a_malformed_line_is_named(line, tmp_path):
     assert "items.jsonl, line 2: not a HellaSwag item" in refusal(list, read_examples(tmp_path / "items.jsonl"))
 
 
-@pytest.mark.parametrize("data, said", [
-    ('{"ctx": "café"}'.encode("latin-1"), "line 1: not a HellaSwag item: one is JSON in UTF-8"),
-    (gzip.compress(b"{}"), "seems to be a gzip file: gunzip it first"),
-    ('{"ctx": "a"}'.encode("utf-16"), "is in UTF-16"),
-], ids=["Latin-1", "gzip", "UTF-16"])
-def test_a_file_of_something_else(data, said, tmp_path):
+@pytest.mark.parametrize("data", ['{"ctx": "café"}'.encode("latin-1"), gzip.compress(b"{}"),
+                                  '{"ctx": "a"}'.encode("utf-16")], ids=["Latin-1", "gzip", "UTF-16"])
+def test_a_file_of_something_else(data, tmp_path):
     (tmp_path / "items.jsonl").write_bytes(data)
-    assert said in refusal(list, read_examples(str(tmp_path / "items.jsonl")))
+    line = refusal(list, read_examples(str(tmp_path / "items.jsonl")))
+    assert "line 1: not a HellaSwag item: one is JSON in UTF-8" in line

@@ -263,11 +263,11 @@ def write_items(path):
 
 @pytest.fixture
 def run(tmp_path, models, monkeypatch):
-    """run("MODEL", "text", ...) -> what is in the page that play.py look writes"""
+    """run("MODEL", "text", ...) -> what is in the page that look.py writes"""
     monkeypatch.chdir(tmp_path)
 
     def look_at(*words):
-        play.main(["look", *[models.get(word, word) for word in words], "--device=cpu", "--out=p.html"])
+        look.main([*[models.get(word, word) for word in words], "--device=cpu", "--out=p.html"])
         return data_of((tmp_path / "p.html").read_text(encoding="utf-8"))
     return look_at
 
@@ -308,13 +308,14 @@ def test_two_models_read_one_text(run):
     (["MODEL", "text", "--out=page.txt"], "must end in .html"),
     (["MODEL", "text", "--out=gone/page.html"], "cannot write gone/page.html"),
     (["MODEL", "text", "--generate=-1"], "--generate=-1"),
-    (["MODEL", "text", "--temperature=-1"], "temperature -1.0"),
+    (["MODEL", "text", "--temperature=-1"], "--temperature=-1.0: must be"),
+    (["MODEL", "text", "--genrate=1"], "did you mean --generate?"),
     (["MODEL", "--hellaswag=gone.jsonl"], "there is no such file"),
     (["MODEL", "--hellaswag", "ITEMS", "--item=4"], "has items 1 to 3"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_input(words, said, models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in refusal(play.main, ["look", "--device=cpu", *[models.get(word, word) for word in words]])
+    assert said in refusal(look.main, ["--device=cpu", *[models.get(word, word) for word in words]])
 
 
 def test_an_ending_longer_than_the_context(tmp_path):

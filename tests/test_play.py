@@ -1,8 +1,7 @@
-"""Facts about play.py, a trained model at work: how it generates text, and what the commands write, draw and print."""
+"""Facts about play.py, a trained model at work: how it generates text, and what the commands write and print."""
 import contextlib
 import io
 import os
-import struct
 import subprocess
 import sys
 from functools import partial
@@ -13,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import ROOT, TINY_CONFIG, random_model, refusal
+from small_runs import ROOT, TINY_CONFIG, random_model
 
 import play
+from support import prompts
 from support.arithmetic import count_parameters, flops_per_token
 from support.console import UserError
 from support.files import MARK
@@ -244,37 +244,42 @@ def test_a_folder_of_yours_is_neither_exported_nor_deleted(mark, disk, checkpoin
     (["sample", "gone", "x"], "there is no model gone"),
     (["info", ROOT], "give a directory with a GPT-2"),
     (["info", __file__], "is not a usable checkpoint"),
-    (["sample", "MODEL", "x", "--temperature=-1"], "temperature -1.0 cannot be"),
-    (["sample", "MODEL", "x", "--temperature=nan"], "temperature nan cannot be"),
-    (["sample", "MODEL", "x", "--top_k=0"], "top_k 0 cannot be"),
-    (["sample", "MODEL", "x", "--top_p=0"], "top_p 0.0 cannot be"),
-    (["sample", "MODEL", "x", "--top_p=1.1"], "top_p 1.1 cannot be"),
-    (["sample", "MODEL", "x", "--num_samples=0"], "num_samples 0 cannot be"),
-    (["sample", "MODEL", "x", "--num_samples=1000000000"], "must be between 1 and 1000"),
-    (["sample", "MODEL", "x", "--seed=-1"], "seed -1 cannot be"),
+    (["sample", "MODEL", "x", "--temperature=-1"], "--temperature=-1.0: must be at least 0"),
+    (["sample", "MODEL", "x", "--temperature=nan"], "--temperature=nan: must be"),
+    (["sample", "MODEL", "x", "--top_k=0"], "--top_k=0: must be at least 1"),
+    (["sample", "MODEL", "x", "--top_p=0"], "--top_p=0.0: must be"),
+    (["sample", "MODEL", "x", "--top_p=1.1"], "--top_p=1.1: must be at most 1"),
+    (["sample", "MODEL", "x", "--num_samples=0"], "--num_samples=0: must be at least 1"),
+    (["sample", "MODEL", "x", "--num_samples=1000000000"], "must be at most 1000"),
+    (["sample", "MODEL", "x", "--seed=-1"], "--seed=-1: must be at least 0"),
     (["sample", "MODEL", "x", "--top_k=many"], "invalid int value"),
     (["sample", "MODEL", "x", "--device=abacus"], "--device=abacus is not available here"),
+    (["sample", "MODEL", "x", "--dtype=int8"], "invalid choice: 'int8'"),
+    (["sample", "MODEL", "x", "--temprature=1"], "--temprature=1: did you mean --temperature?"),
     (["sample", "MODEL", "@gone.txt"], "cannot read the prompt from gone.txt"),
     (["sample", "MODEL", "µ"], "has no 'µ'"),
-    (["sample", "MODEL"], "the following arguments are required: prompt"),
-    (["dance"], "invalid choice: 'dance'"),
-    ([], "are required"),
-    (["plot", "gone"], "there is no log"),
-    (["plot", "MODEL"], "has no lines `step stream value`"),
-    (["plot", "LOG", "--out=log.txt"], "must end in .png, .svg or .pdf"),
-    (["plot", "LOG", "--out=gone/log.png"], "cannot write gone/log.png"),
-    (["plot", "LOG", "--reference"], "is char, not gpt2: leave --reference out"),
+    (["sample", "MODEL"], 'python play.py sample MODEL "PROMPT"'),
+    (["sample", "MODEL", "to", "be"], "not 3 words"),
+    (["chat", "MODEL", "--num_samples=2"], "chat has no flag --num_samples"),
+    (["info", "MODEL", "--seed=2"], "info has no flag --seed"),
+    (["smaple", "MODEL", "x"], "there is no command smaple: did you mean sample?"),
+    (["dance"], "there is no command dance: try sample, chat, export, info"),
+    ([], "name a command: sample, chat, export, info"),
 ], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
 def test_wrong_input(argv, said, checkpoint, play_refuses):
-    there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
-    assert said in play_refuses(*[there.get(a, a) for a in argv])
+    assert said in play_refuses(*[checkpoint if a == "MODEL" else a for a in argv])
 
 
-def test_an_empty_prompt_is_the_beginning_of_a_text():
-    """It starts from <|endoftext|>, the token before every document; without such a token it is refused."""
-    tokenizer = make_tokenizer("char", "abc")
-    assert play.tokenize(tokenizer, "") == [tokenizer.eot] and play.tokenize(tokenizer, "cab") == [3, 1, 2]
-    refusal(play.tokenize, SimpleNamespace(encode=list, eot=None), "")
+def test_flags_stand_anywhere(checkpoint, capsys):
+    """Before the command, between its words and after them; `--flag value` is `--flag=value`."""
+    texts = []
+    capsys.readouterr()
+    for argv in (["sample", checkpoint, "the", "--max_new_tokens=9", "--device=cpu"],
+                 ["--max_new_tokens=9", "sample", "--device", "cpu", checkpoint, "the"],
+                 ["--device=cpu", "--max-new-tokens", "9", "sample", checkpoint, "the"]):
+        play.main(argv)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2] != ""
 
 
 def test_sample(checkpoint, tmp_path, capsys, monkeypatch):
@@ -369,89 +374,7 @@ def test_importing_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
 
 
-# --- runs -----------------------------------------------------------------------------------------
-
-def size(png):
-    """Width and height of a picture, which stand at its beginning."""
-    return struct.unpack(">II", png.read_bytes()[16:24])
-
-
-@pytest.mark.parametrize("flags", [(), ("--reference",), ("--reference", "--tokens")], ids=" ".join)
-def test_plot(flags, tmp_path, capsys):
-    """Two runs, one of them unfinished and resumed; with HellaSwag or the public runs there are two panels."""
-    pytest.importorskip("matplotlib")
-    for name, steps in (("a", 30), ("b", 4)):
-        (tmp_path / name).mkdir()
-        train = "".join(f"{i} train {9 - i / 9}\n" for i in range(steps))
-        (tmp_path / name / "log.txt").write_text(train + "0 val 9.1\n0 hella 0.25\n")
-    play.main(["plot", str(tmp_path / "a"), str(tmp_path / "b" / "log.txt"), f"--out={tmp_path / 'p.png'}", *flags])
-    assert size(tmp_path / "p.png") == (850, 400) and "wrote" in capsys.readouterr().out
-
-
-@pytest.fixture
-def plot_log(tmp_path):
-    """plot_log("a", "settings") makes a log directory of that name -> its path."""
-    def make(name, settings=""):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "log.txt").write_text("0 train 4.5\n1 train 4.4\n1 val 4.4\n1 hella 0.26\n")
-        if settings:
-            (folder / "settings.json").write_text(settings)
-        return str(folder)
-    return make
-
-
-@pytest.mark.parametrize("name, shown", [("a$b_{$c", "a$b_{$c"), ("_a", " _a"),
-                                         ("a\udce9\x1b[31m", "a\ufffd\ufffd[31m")])
-def test_any_name_can_stand_in_a_legend(name, shown, plot_log, tmp_path):
-    """A formula that does not end, an underscore (matplotlib would leave the run out), what is no character."""
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    play.main(["plot", plot_log(name), f"--out={tmp_path / 'p.png'}"])
-    [legend, _] = [ax.get_legend() for ax in pyplot.gcf().axes]
-    assert [text.get_text() for text in legend.get_texts()] [:2] == [f"{shown}, train", f"{shown}, validation"]
-
-
-def test_two_runs_of_one_name_are_told_apart(plot_log):
-    """a/log and b/log: two lines called "log" would say nothing."""
-    paths = [plot_log("a/log"), plot_log("b/log"), plot_log("c/other")]
-    assert [run.name for run in play.read_runs(paths)] == [paths[0], paths[1], "other"]
-
-
-def test_a_diverged_run_is_drawn(plot_log, tmp_path):
-    """Its losses are left out where no axis reaches; one of 1e29 still has a place."""
-    pytest.importorskip("matplotlib")
-    path = plot_log("a")
-    with open(os.path.join(path, "log.txt"), "a") as f:
-        f.write("2 train 1e29\n3 train 1.7e308\n3 val -1.7e308\n4 hella 1e308\n")
-    play.main(["plot", path, f"--out={tmp_path / 'p.png'}"])
-    assert size(tmp_path / "p.png") == (850, 400)
-
-
-def test_no_environment_changes_how_we_draw(plot_log, tmp_path):
-    """A backend that is not there, TeX for all texts, a name the font has no characters for: a picture, and no word."""
-    pytest.importorskip("matplotlib")
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
-    environment = {**os.environ, "MPLBACKEND": "foo", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
-    command = [sys.executable, os.path.join(ROOT, "play.py"), "plot", plot_log("𓀀"), f"--out={tmp_path / 'p.png'}"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (result.returncode, result.stderr) == (0, "") and size(tmp_path / "p.png") == (850, 400)
-
-
-@pytest.mark.parametrize("batch", ["[1]", "0", "-5", "\"x\"", "1" + "0" * 400, "true"])
-def test_a_picture_of_odd_settings(batch, plot_log, tmp_path):
-    """Tokens a step that are none: those of the original recipe."""
-    path = plot_log("a", f'{{"tokenizer": [1], "train_config": {{"total_batch_size": {batch}}}}}')
-    [run] = play.read_runs([path])
-    assert (run.tokenizer, run.tokens_a_step) == ("unknown", 2**19)
-
-
-@pytest.mark.parametrize("settings", ["{", "[]", "{}"])
-def test_settings_that_do_not_name_a_tokenizer(settings, plot_log, tmp_path, play_refuses):
-    """The original program, always with GPT-2's, wrote no settings: what has some is of a run we know nothing of."""
-    assert [run.tokenizer for run in play.read_runs([plot_log("original")])] == ["gpt2"]
-    line = play_refuses("plot", plot_log("a", settings), "--reference", f"--out={tmp_path / 'p.png'}")
-    assert f"the tokenizer of {tmp_path / 'a'} is unknown, not gpt2" in line and not (tmp_path / "p.png").exists()
-
+# --- what is in a model ---------------------------------------------------------------------------
 
 def test_info(checkpoint, capsys):
     """Parameters by part, steps, losses, settings; 8.55e8 FLOPs a token for the 124M model at 1,024 tokens."""
@@ -484,7 +407,7 @@ def test_info_finds_the_validation_loss(in_checkpoint, in_log, printed, checkpoi
 
 def test_a_bug_does_not_read_as_a_damaged_file(checkpoint, monkeypatch):
     """What a file holds is checked before it is used, so nothing has to be caught around our own code."""
-    monkeypatch.delattr(play, "load_tokenizer")
+    monkeypatch.delattr(prompts, "load_tokenizer")
     with pytest.raises(NameError):
         play.main(["info", checkpoint])
 
@@ -494,11 +417,11 @@ def test_out_of_memory_is_a_line(checkpoint, monkeypatch, play_refuses):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     monkeypatch.setattr(play, "generate", fail)
-    assert "out of memory: try fewer --num_samples" in play_refuses("sample", checkpoint, "x", "--device=cpu")
+    assert "out of memory in sample: try fewer --num_samples" in play_refuses("sample", checkpoint, "x", "--device=cpu")
 
 
 def test_without_docstrings():
     """python -OO leaves them out: --help has less to say, that is all."""
     command = [sys.executable, "-OO", os.path.join(ROOT, "play.py"), "--help"]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and "estimate" in result.stdout and result.stderr == ""
+    assert result.returncode == 0 and "--num_samples" in result.stdout and result.stderr == ""

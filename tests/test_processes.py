@@ -258,19 +258,3 @@ def test_half_of_what_torchrun_says_is_refused(missing, torchruns_words):
     torchruns_words(**{name: value for name, value in WHOLE.items() if name != missing})
     line = refusal(read_ranks)
     assert f"{missing} are not: start with torchrun" in line
-
-
-@pytest.mark.parametrize("words", [dict(RANK="x"), dict(RANK=""), dict(RANK="-1"), dict(RANK="4"), dict(WORLD_SIZE="²"),
-                                   dict(LOCAL_RANK="2"), dict(WORLD_SIZE="0", RANK="0")], ids=str)
-def test_ranks_that_are_none(words, torchruns_words):
-    torchruns_words(**{**WHOLE, **words})
-    assert "start with torchrun" in refusal(read_ranks)
-
-
-@pytest.mark.parametrize("name, value", [("MASTER_PORT", "x"), ("MASTER_PORT", ""), ("MASTER_PORT", "0"),
-                                         ("MASTER_PORT", "65536"), ("GROUP_WORLD_SIZE", "x")])
-def test_a_meeting_place_that_is_none(name, value, torchruns_words, monkeypatch):
-    """It read as processes that did not meet, or waited for the time limit first."""
-    torchruns_words(**WHOLE)
-    monkeypatch.setenv(name, value)
-    assert f"torchrun's variable {name} is {value!r}, not a number" in refusal(read_ranks)

@@ -1,12 +1,15 @@
-"""Facts about the record of a run: each step stands in it once, and nothing of another run is lost."""
+"""
+Facts about the directory of a run: each step is in the log once, nothing of another run is lost, a restart continues
+its own run.
+"""
+import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 
 import pytest
-from small_runs import ROOT, TINY, read_log, refusal, write_shards
+from small_runs import TINY, read_log, refusal
 
 import train_gpt2
 from support import checkpoints, runlog
@@ -66,7 +69,7 @@ def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = runlog.open_log(log_dir, "data", {}, None, tensorboard=False)
+    first = runlog.open_log(log_dir, {}, None, tensorboard=False)
     first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")
@@ -93,27 +96,6 @@ def test_a_full_disk_stops_no_training(train, tmp_path, monkeypatch, capsys):
     names = sorted(p.name for p in (tmp_path / "log").iterdir() if not p.name.startswith("."))
     assert names == ["log.txt", *(f"model_{s:05d}.pt" for s in (2, 4, 10)), "settings.json"]
     assert checkpoints.read(str(tmp_path / "log" / "model_00004.pt"))["step"] == 4
-
-
-@pytest.mark.parametrize("when", ["get_lr", "evaluate_val_loss"])
-def test_a_log_directory_that_is_deleted_is_made_again(when, train, refused, tmp_path, monkeypatch, capsys):
-    """During a step or an eval: what comes later is kept, its last checkpoint too, and no other run gets in."""
-    real, log_dir, refusals = getattr(train_gpt2, when), tmp_path / "log", []
-
-    steps = iter(range(5))  # both functions are called once for each of them
-
-    def deleted(*args):
-        step = next(steps, None)
-        if step == 2:
-            shutil.rmtree(log_dir)
-        if step == 3:
-            refusals.append(refused())
-        return real(*args)
-    monkeypatch.setattr(train_gpt2, when, deleted)
-    log = train("log", "--max_steps=4", "--eval_every=1", "--save_every=2")
-    assert list(log["train"]) == [2, 3] and f"{log_dir} was deleted" in capsys.readouterr().out
-    assert checkpoints.read(str(log_dir / "model_00004.pt"))["step"] == 4 and (log_dir / "settings.json").exists()
-    assert "another run is writing to" in refusals[0]
 
 
 def test_a_log_directory_that_cannot_be_written(text, refused):
@@ -165,16 +147,6 @@ def test_what_is_not_ours_stays_where_it_is(train, tmp_path):
     assert [path.name for path in (tmp_path / "log").glob("model_0000?.pt")] == ["model_00004.pt"]
 
 
-@pytest.mark.parametrize("name", ["log.txt", "settings.json", "model_00001.pt"])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
-def test_what_only_looks_like_a_log(name, make, tmp_path, refused):
-    """A pipe would keep us waiting for ever, a directory would cost the checkpoint of that name."""
-    (tmp_path / "log").mkdir()
-    make(tmp_path / "log" / name)
-    assert f"{name} is no file: move it away" in refused()
-    assert not (tmp_path / "log" / name).is_file()
-
-
 def test_a_note_may_begin_with_a_number(train, tmp_path):
     """Only lines `step stream value` come again in a resumed run; "2026 was good" does not."""
     train("log", "--max_steps=4", "--save_every=2", "--keep_last=5")
@@ -196,43 +168,113 @@ def test_a_log_that_stays_unwritten_is_an_error(train, tmp_path, monkeypatch):
     assert line == "the last checkpoint or the log could not be written"
 
 
-def test_the_data_do_not_move_aside(tmp_path, text, refused):
-    """--data_root=log/log.txt with --log_dir=log: a text by a name of ours would go into old_* as another run's log."""
-    (tmp_path / "log").mkdir()
-    data = tmp_path / "log" / "log.txt"
-    data.write_text(text.read_text())
-    assert "choose another --log_dir" in refused(f"--data_root={data}") and data.read_text() == text.read_text()
-
-
-@pytest.mark.parametrize("folder", ["program", "data", "home"])
-def test_a_log_directory_that_is_for_something_else(folder, tmp_path, refused, monkeypatch):
-    """All its files were moved into old_*: the shards, or the program itself."""
-    write_shards(tmp_path / "shards", [500, 3000])
-    monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert runlog.PROGRAM == ROOT
-    monkeypatch.setattr(runlog, "PROGRAM", str(tmp_path / "here"))
-    place = {"program": tmp_path / "here", "data": tmp_path / "shards", "home": tmp_path / "me"}[folder]
-    line = refused(f"--data_root={tmp_path / 'shards'}", "--tokenizer=gpt2", "--n_embd=8", f"--log_dir={place}")
-    assert f"is the folder of {'a' if folder == 'home' else 'the'} {folder}" in line
-    assert len(list((tmp_path / "shards").iterdir())) == 2
-
-
-@pytest.mark.parametrize("line", ["5 train 1e999", "5 train inf", "5 train -1e308", f"{'9' * 500} train 3",
-                                  f"{'9' * 5000} train 3", "² train 3", "5 train", "5  train 3", "-5 train 3",
+@pytest.mark.parametrize("line", ["5 train inf", "5 train nan", "five train 3", "5 train", "5  train 3", "-5 train 3",
                                   "5 train 3 4", "5 train three"])
 def test_a_line_that_is_no_step_stream_value(line, tmp_path):
-    """It is somebody's note: numbers without end, or near it, would end the picture of a run."""
+    """It is somebody's note, or a number that no picture can show."""
     (tmp_path / "log.txt").write_text(f"0 train 4.5\n{line}\n1 train 4.4\n", encoding="utf-8")
     assert runlog.read_log(str(tmp_path))[0] == {"train": {0: 4.5, 1: 4.4}}
 
 
-@pytest.mark.parametrize("text", ["[1]", "[" * 100_000, "{\"train_config\": [1]}", "{\"train_config\": {\"B\": [1]}}"],
-                         ids=["list", "deep", "section", "value"])
-def test_settings_that_somebody_has_edited(text, tmp_path):
-    """What they do not say, or say in another type, is the default."""
-    (tmp_path / "log.txt").write_text("0 train 4.5\n")
-    (tmp_path / "settings.json").write_text(text)
-    log, settings = runlog.read_log(str(tmp_path))
-    assert log and isinstance(settings, dict)
-    assert runlog.find_setting(settings, "train_config", "B", 64) == 64
-    assert runlog.find_setting({"train_config": {"B": 8}}, "train_config", "B", 64) == 8
+# --- which run is this? ---------------------------------------------------------------------------
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched("a", attempt): what torchrun tells the processes that it starts."""
+    def set_variables(name, attempt):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+    return set_variables
+
+
+def run_of(path):
+    return checkpoints.read(str(path))["run"]
+
+
+def test_a_run_has_a_number_and_keeps_it(train, tmp_path):
+    """In settings.json and in each checkpoint. Resumed, it is the same run; a new one, or one elsewhere, is another."""
+    log = tmp_path / "log"
+    train("log", "--max_steps=4", "--save_every=2")
+    number = run_of(log / "model_00002.pt")
+    train("log", "--resume=auto", "--max_steps=6", "--save_every=2")
+    assert number == run_of(log / "model_00006.pt") == json.loads((log / "settings.json").read_text())["run"]
+    train("log2", f"--resume={log / 'model_00006.pt'}", "--max_steps=8", "--save_every=2")
+    train("log", "--max_steps=2", "--save_every=2")
+    assert len({number, run_of(tmp_path / "log2" / "model_00008.pt"), run_of(log / "model_00002.pt")}) == 3
+
+
+def test_a_run_that_goes_back_takes_its_branch_with_it(train, tmp_path, capsys):
+    """
+    --resume=log/model_00004.pt among 2 to 8: what came after it moves aside, with a copy of the log, and is said; the
+    new checkpoints stay, and auto goes on from them.
+    """
+    log, often = tmp_path / "log", ["--save_every=2", "--keep_last=2"]
+    first = train("log", "--max_steps=8", "--save_every=2", "--keep_last=9")
+    second = train("log", f"--resume={log / 'model_00004.pt'}", "--max_steps=6", "--max_lr=5e-3", *often)
+    [aside] = log.glob("old_*")
+    assert f"going back to step 4: the 2 newer checkpoint(s) of {log}" in capsys.readouterr().out
+    assert sorted(path.name for path in aside.glob("*.pt")) == ["model_00006.pt", "model_00008.pt"]
+    assert read_log(aside) == first and json.loads((aside / "settings.json").read_text())["run"]
+    assert sorted(path.name for path in log.glob("*.pt")) == ["model_00004.pt", "model_00006.pt"]
+    assert list(second["train"]) == list(range(6)) and second["lr"][5] != first["lr"][5]
+    train("log", "--resume=auto", "--max_steps=7")
+    assert "model_00006.pt: 6 steps are done" in capsys.readouterr().out
+
+
+def test_auto_does_not_take_a_checkpoint_of_another_run(train, refused, tmp_path, capsys):
+    """Somebody's checkpoint with a higher number, put into log_dir, is passed over; alone there, it is refused."""
+    train("other", "--max_steps=9", "--save_every=9")
+    train("log", "--max_steps=2", "--save_every=2")
+    stranger = tmp_path / "log" / "model_00009.pt"
+    stranger.write_bytes((tmp_path / "other" / "model_00009.pt").read_bytes())
+    train("log", "--resume=auto", "--max_steps=3")
+    out = capsys.readouterr().out
+    assert "model_00009.pt is of another run" in out and "model_00002.pt: 2 steps are done" in out
+    (tmp_path / "log" / "model_00002.pt").unlink()
+    stranger.write_bytes((tmp_path / "other" / "model_00009.pt").read_bytes())
+    assert f"go on with it by --resume={stranger}" in refused("--resume=auto")
+
+
+def test_a_restart_goes_on_with_its_own_run(train, launched, tmp_path, capsys):
+    """torchrun starts the processes again after a crash: from the newest checkpoint, though --resume was not given."""
+    launched("a", 0)
+    train("log", "--max_steps=4", "--save_every=2")
+    launched("a", 1)
+    log = train("log", "--max_steps=6", "--save_every=2")
+    assert list(log["train"]) == list(range(6)) and "4 steps are done" in capsys.readouterr().out
+
+
+def test_a_restart_does_not_go_on_with_an_old_run(train, launched, tmp_path, capsys):
+    """It died before its log was begun: what lies in log_dir is another run, perhaps one that has ended."""
+    train("log", "--max_steps=6", "--save_every=6")
+    launched("b", 1)
+    log = train("log", "--max_steps=5")
+    assert "held another run" in capsys.readouterr().out and list(log["train"]) == list(range(5))
+
+
+def test_a_restart_goes_back_to_the_checkpoint_that_was_named(train, launched, tmp_path, capsys):
+    """--resume=log/model_00002.pt, and the first attempt died early: not to the newer one, which was left behind."""
+    train("log", "--max_steps=6", "--save_every=2", "--keep_last=9")
+    launched("c", 1)
+    log = train("log", f"--resume={tmp_path / 'log' / 'model_00002.pt'}", "--max_steps=4", "--save_every=2")
+    assert "model_00002.pt: 2 steps are done" in capsys.readouterr().out and list(log["train"]) == list(range(4))
+    launched("c", 2)  # and once its log is begun, to its own newest
+    train("log", f"--resume={tmp_path / 'log' / 'model_00002.pt'}", "--max_steps=5")
+    assert "model_00004.pt: 4 steps are done" in capsys.readouterr().out
+
+
+def test_a_restart_before_the_first_checkpoint_begins_again_in_its_log(train, launched, tmp_path):
+    """The steps that a crash has cost come again, in the same log: there was no other run."""
+    launched("d", 0)
+    train("log", "--max_steps=3")
+    launched("d", 1)
+    assert list(train("log", "--max_steps=5")["train"]) == list(range(5))
+    assert not list((tmp_path / "log").glob("old_*"))
+
+
+def test_a_launch_on_several_machines_has_no_parent(launched, monkeypatch):
+    """After a restart the first process may be on another machine, where torchrun is another process."""
+    launched("e", 0)
+    assert runlog.launch() == f"e {os.getppid()}"
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert runlog.launch() == "e"

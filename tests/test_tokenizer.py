@@ -9,7 +9,7 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
-                               saved_spec, token_bytes, tokenize_file)
+                               token_bytes, tokenize_file)
 
 
 def test_gpt2s_tokenizer():
@@ -79,32 +79,20 @@ def test_gpt2s_tokenizer_as_tokenizer_json(text):
     assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
 
 
-@pytest.mark.parametrize("spec", [None, [1], {}, {"name": [1]}, {"name": "char"}, {"name": "char", "chars": 3},
-                                  {"name": "bpe"}, {"name": "bpe", "json": "[" * 100_000}], ids=lambda s: str(s)[:30])
-def test_a_spec_that_is_none(spec):
-    """It comes from a file, which may hold anything."""
-    refusal(load_tokenizer, spec)
+@pytest.mark.parametrize("name, said", [("bpe:256", "at least bpe:257"), ("gpt", "neither gpt2, char, bpe:8000"),
+                                        ("shards/tokenizer.json", "neither gpt2, char, bpe:8000")])
+def test_a_tokenizer_that_is_none(name, said):
+    """The line says what may stand there."""
+    assert said in refusal(make_tokenizer, name)
 
 
-def test_a_deep_spec_in_a_folder(tmp_path):
-    (tmp_path / "tokenizer_spec.json").write_text("[" * 100_000)
-    assert "nested too deeply" in refusal(saved_spec, str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["bpe:256", "bpe:99999999999999999999", "bpe:" + "9" * 5000],
-                         ids=lambda name: name[:20])
-def test_a_vocabulary_of_no_size(name):
-    assert "at least bpe:257" in refusal(make_tokenizer, name)
-
-
-def test_a_regular_expression_that_explodes(tmp_path):
-    """The library gives up after some millions of attempts; what it raises then is not even an Exception."""
-    tokenizers = pytest.importorskip("tokenizers")
-    hf = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
-    split = tokenizers.pre_tokenizers.Split
-    hf.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [split(tokenizers.Regex(pattern), "isolated") for pattern in ("(a|aa)+$", "[^a]")])
-    hf.add_special_tokens(["<|endoftext|>"])
-    tokenizer = load_tokenizer({"name": "bpe", "json": hf.to_str()})
-    assert tokenizer.encode("b") == [0]
-    assert "cannot cut a text into words" in refusal(tokenizer.encode, "a" * 200 + "!")
+@pytest.mark.parametrize("data, byte", [
+    ("It is a café.".encode("latin-1"), 11), ("It is".encode("utf-16"), 0), ("It is".encode("utf-16-le"), 1),
+    (b"a" * 5000 + b"\0" * 100, 5000)],
+    ids=["Latin-1", "UTF-16", "UTF-16 without a mark", "a hole in a damaged file"])
+def test_a_text_is_utf8(data, byte, tmp_path):
+    """Anything else would become other tokens without a word."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    line = refusal(tokenize_file, str(path), "gpt2")
+    assert line == f"{path} is not UTF-8 at byte {byte:,}: convert it, for example with iconv"

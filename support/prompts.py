@@ -1,0 +1,59 @@
+"""
+From the words of a command to token ids: prompts, and the tokenizer of a model that reads them.
+Come here when a prompt is refused.
+"""
+import sys
+
+from support.console import UserError
+from support.tokenizer import load_tokenizer
+
+
+def read_tokenizer(saved):
+    """
+    saved: what load_model returns (dict) -> the tokenizer of this language model. Raises UserError
+    for a model that is tuned for a task, and for a tokenizer that belongs to another model.
+    """
+    path = saved["path"]
+    if "task" in saved:
+        raise UserError(f"{path} is tuned for {saved['task']['name']} and writes no text: use "
+                        "python finetune.py predict")
+    tokenizer = load_tokenizer(saved["tokenizer"])
+    vocab_size = saved["config"]["vocab_size"]
+    if tokenizer.n_vocab > vocab_size:
+        raise UserError(f"{path} knows {vocab_size} tokens, its tokenizer {tokenizer.n_vocab}: "
+                        "they do not belong together")
+    return tokenizer
+
+
+def read_prompt(text):
+    """
+    The prompt on a command line -> the prompt itself: `text`, or the contents of a file (@name) or
+    of stdin (-), without the newline that editors add at the end. Raises UserError if the file
+    cannot be read.
+    """
+    if text == "-":
+        return sys.stdin.read().removesuffix("\n")
+    if not text.startswith("@"):
+        return text
+    path = text.removeprefix("@")
+    try:
+        with open(path, encoding="utf-8") as f:
+            return f.read().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"cannot read the prompt from {path}: {e}")
+
+
+def tokenize(tokenizer, text):
+    """
+    A prompt -> its ids (list). An empty prompt is the beginning of a document, <|endoftext|>;
+    UserError if the tokenizer has no such token.
+    """
+    # typed bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer knows
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    ids = tokenizer.encode(text)
+    if ids:
+        return ids
+    if tokenizer.eot is None:
+        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start "
+                        "from: give a prompt")
+    return [tokenizer.eot]

@@ -1,0 +1,110 @@
+"""Facts about plot.py: which runs it reads, what a legend calls them, which files it writes."""
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+from small_runs import ROOT, refusal
+
+import plot
+
+
+def size(png):
+    """Width and height of a picture, which stand at its beginning."""
+    return struct.unpack(">II", png.read_bytes()[16:24])
+
+
+@pytest.mark.parametrize("flags", [(), ("--reference",), ("--reference", "--tokens")], ids=" ".join)
+def test_plot(flags, tmp_path, capsys):
+    """Two runs, one of them unfinished and resumed; with HellaSwag or the public runs there are two panels."""
+    pytest.importorskip("matplotlib")
+    for name, steps in (("a", 30), ("b", 4)):
+        (tmp_path / name).mkdir()
+        train = "".join(f"{i} train {9 - i / 9}\n" for i in range(steps))
+        (tmp_path / name / "log.txt").write_text(train + "0 val 9.1\n0 hella 0.25\n")
+    plot.main([*flags, str(tmp_path / "a"), str(tmp_path / "b" / "log.txt"), f"--out={tmp_path / 'p.png'}"])
+    assert size(tmp_path / "p.png") == (850, 400) and "wrote" in capsys.readouterr().out
+
+
+@pytest.fixture
+def plot_log(tmp_path):
+    """plot_log("a", "settings") makes a log directory of that name -> its path."""
+    def make(name, settings=""):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("0 train 4.5\n1 train 4.4\n1 val 4.4\n1 hella 0.26\n")
+        if settings:
+            (folder / "settings.json").write_text(settings)
+        return str(folder)
+    return make
+
+
+@pytest.mark.parametrize("name, shown", [("a$b_{$c", "a$b_{$c"), ("_a", " _a")])
+def test_any_name_can_stand_in_a_legend(name, shown, plot_log, tmp_path):
+    """A formula that does not end, an underscore (matplotlib would leave the run out)."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    plot.main([plot_log(name), f"--out={tmp_path / 'p.png'}"])
+    [legend, _] = [ax.get_legend() for ax in pyplot.gcf().axes]
+    assert [text.get_text() for text in legend.get_texts()] [:2] == [f"{shown}, train", f"{shown}, validation"]
+
+
+def test_two_runs_of_one_name_are_told_apart(plot_log):
+    """a/log and b/log: two lines called "log" would say nothing."""
+    paths = [plot_log("a/log"), plot_log("b/log"), plot_log("c/other")]
+    assert [run.name for run in plot.read_runs(paths)] == [paths[0], paths[1], "other"]
+
+
+def test_a_diverged_run_is_drawn(plot_log, tmp_path):
+    """Losses up to the largest float32 have a place; nan and infinity have none, and are left out."""
+    pytest.importorskip("matplotlib")
+    path = plot_log("a")
+    with open(os.path.join(path, "log.txt"), "a") as f:
+        f.write("2 train 1e29\n3 train 3.4e38\n4 train inf\n5 train nan\n5 val nan\n")
+    plot.main([path, f"--out={tmp_path / 'p.png'}"])
+    assert size(tmp_path / "p.png") == (850, 400)
+
+
+def test_no_environment_changes_how_we_draw(plot_log, tmp_path):
+    """A backend that is not there, TeX for all texts, a name the font has no characters for: a picture, and no word."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
+    environment = {**os.environ, "MPLBACKEND": "foo", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    command = [sys.executable, os.path.join(ROOT, "plot.py"), plot_log("𓀀"), f"--out={tmp_path / 'p.png'}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "") and size(tmp_path / "p.png") == (850, 400)
+
+
+def test_tokens_are_steps_times_the_batch(plot_log):
+    """The batch is in settings.json. A fine-tuned run has none, nor has the original program: 2**19 a step, then."""
+    paths = [plot_log("a", '{"train_config": {"total_batch_size": 512}}'), plot_log("b", '{"train_config": {}}'),
+             plot_log("c")]
+    assert [run.tokens_a_step for run in plot.read_runs(paths)] == [512, 2**19, 2**19]
+
+
+@pytest.mark.parametrize("settings", ["{", "{}"])
+def test_settings_that_do_not_name_a_tokenizer(settings, plot_log, tmp_path):
+    """The original program, always with GPT-2's, wrote no settings: what has some is of a run we know nothing of."""
+    assert [run.tokenizer for run in plot.read_runs([plot_log("original")])] == ["gpt2"]
+    line = refusal(plot.main, [plot_log("a", settings), "--reference", f"--out={tmp_path / 'p.png'}"])
+    assert f"the tokenizer of {tmp_path / 'a'} is unknown, not gpt2" in line and not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize("argv, said", [
+    ([], "python plot.py log"),
+    (["gone"], "there is no log"),
+    (["MODEL"], "has no lines `step stream value`"),
+    (["LOG", "--out=log.txt"], "must end in .png, .svg or .pdf"),
+    (["LOG", "--out=gone/log.png"], "cannot write gone/log.png"),
+    (["LOG", "--reference"], "is char, not gpt2: leave --reference out"),
+    (["LOG", "--refrence"], "did you mean --reference?"),
+], ids=lambda v: " ".join(v[:3]) if isinstance(v, list) else "")
+def test_wrong_input(argv, said, checkpoint):
+    there = {"MODEL": checkpoint, "LOG": os.path.dirname(checkpoint)}
+    assert said in refusal(plot.main, [there.get(a, a) for a in argv])
+
+
+def test_help_needs_no_matplotlib():
+    """It is imported for a picture only, so --help and errors come at once."""
+    code = "import sys, plot; print({'transformers', 'matplotlib', 'datasets'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
