@@ -1,56 +1,92 @@
-"""Facts about the bench."""
-import contextlib
+"""Facts about the bench: its command line and its report."""
+import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from small_runs import ROOT, refusal
+
+from tools import bench
+from tools.bench import Report
+from tools.parts import BENCH, REPORT, Setting, list_parts
 
 
-def test_a_line_of_the_table():
-    """Ratios are those of neighbours in time, not of the medians: what slows the machine down slows both."""
-    from tools import bench
-    assert bench.row("x", "tok/s", 100, [1, 2, 4], [2, 4, 6], "1.5") == (
-        "| x | 50.0 tok/s | 25.0 tok/s | 2.00 (1.50 to 2.00) | 1.5 |")
-    calls = []
-    assert [len(t) for t in bench.in_turn(2, lambda: calls.append("A"), lambda: calls.append("B"))] == [2, 2]
-    assert "".join(calls) == "ABABAB", "one warm-up each, not counted"
+def test_parts_are_named_with_commas_or_as_words():
+    """Without names: the bench's parts, or with --gpu the report's."""
+    assert bench.parse(["--parts=step,attention"]).parts == ["step", "attention"]
+    assert bench.parse(["ddp", "fineweb", "--quick"]).parts == ["ddp", "fineweb"]
+    assert bench.parse([]).parts == list(BENCH) and bench.parse(["--gpu"]).parts == list(REPORT)
+    assert set(BENCH) | set(REPORT) == set(list_parts())
+    assert [bench.parse(argv).minutes for argv in (["--gpu"], ["--gpu", "--quick"], [])] == [25, 5, 240]
 
 
-@pytest.mark.parametrize("device, together", [("cpu", 2), ("cuda", 1)])
-def test_contenders_on_a_card_come_one_after_the_other(monkeypatch, device, together):
-    """64 rows of 1,024 tokens twice do not fit into it. On a CPU they wait for each other, A B A B."""
-    from tools import bench
-    calls, here, most = [], [], []
-
-    @contextlib.contextmanager
-    def worker(kind, *words):
-        name = words[0] if kind == "step" else kind
-        here.append(name)
-        most.append(len(here))
-        yield lambda word="work": calls.append(name) if word == "work" else 1.5
-        here.remove(name)
-    monkeypatch.setattr(bench, "DEVICE", torch.device(device))
-    monkeypatch.setattr(bench, "worker", worker)
-    times, peaks = bench.steps_in_turn(64, 1024, 3, "ours", "products")
-    assert max(most) == together and peaks == {"ours": 1.5, "products": 1.5}
-    assert {name: len(seconds) for name, seconds in times.items()} == {"ours": 3, "products": 3}
-    assert ("ours products ours products" in " ".join(calls)) == (device == "cpu")
+def test_one_command_writes_the_report(tmp_path):
+    """Each part in a process of its own; a second call adds to report.json. Without a card --gpu takes tiny models."""
+    command = [sys.executable, os.path.join(ROOT, "tools", "bench.py"), f"--out={tmp_path}", "--gpu", "--quick"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    for parts in ("attention", "checkpoint"):
+        result = subprocess.run([*command, f"--parts={parts}"], capture_output=True, text=True, cwd=tmp_path, env=env)
+        assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    figures = {row["row"]: row["figures"] for row in rows}
+    assert figures["MATH, B=2"]["ms"] > 0 and figures["CUDNN_ATTENTION"] == {"note": "needs CUDA"}
+    assert figures["checksums alone"]["seconds"] > 0 and {row["part"] for row in rows} == {"attention", "checkpoint"}
+    page = (tmp_path / "report.md").read_text()
+    assert "no CUDA, tiny models" in page and page.index("### attention") < page.index("### checkpoint")
 
 
-def test_a_contender_that_dies_is_a_row(monkeypatch, capsys):
-    """On a card transformers may not fit; what was measured before it, and after it, is printed all the same."""
-    from tools import bench
+def test_only_a_short_list_needs_cuda(tmp_path, monkeypatch):
+    """On a CPU its rows say so; every other measurement is handed to a process."""
+    asked = []
 
-    @contextlib.contextmanager
-    def worker(kind, *words):
-        def ask(word="work"):
-            if "transformers" in words:
-                raise bench.Died("died with exit code 1")
-            return 1.5
-        yield ask
-    monkeypatch.setattr(bench, "DEVICE", torch.device("cuda"))
-    monkeypatch.setattr(bench, "worker", worker)
-    monkeypatch.setattr(bench, "mfu_text", lambda size, seconds: "40%")
-    lines = [line for other in ("transformers", "plain") for line in bench.compare_steps(bench.CUDA_SIZES[0], other)]
-    assert "B=64, T=1024: transformers | died with exit code 1" in capsys.readouterr().out
-    assert sum("against plain" in line for line in lines) == 2 and not any("against transformers" in x for x in lines)
-    assert sum(line.startswith("| MFU, ours") for line in lines) == 2
+    def measure_part(command, names, log, deadline, row_limit, add):
+        asked.extend(names)
+    monkeypatch.setattr(bench, "measure_part", measure_part)
+    monkeypatch.setattr(bench, "DEVICE", torch.device("cpu"))
+    report = Report(str(tmp_path), "a CPU")
+    for part in list_parts():
+        bench.report_part(part, Setting(str(tmp_path), tiny=True), report, time.monotonic() + 60)
+    needs_cuda = [row["row"] for row in report.rows if row["figures"] == {"note": "needs CUDA"}]
+    assert len(needs_cuda) == 7 and all("ATTENTION" in name or name.endswith(" GB") for name in needs_cuda)
+    assert len(asked) + len(needs_cuda) == sum(map(len, list_parts().values()))
+
+
+def test_what_is_measured_again_replaces_what_was_there(tmp_path):
+    """A row of another machine stays, under a heading of its own: no figure stands under another card's name."""
+    here, there = Report(str(tmp_path), "card A"), Report(str(tmp_path), "card B")
+    here.add("step", "ours", "ours", {"ms a step": 140.25})
+    there.read()
+    there.add("step", "ours", "ours", {"ms a step": 300.5, "note": "a | in it"})
+    here = Report(str(tmp_path), "card A")
+    here.read()
+    here.forget("step", ["ours"])
+    here.add("step", "ours", "ours", {"ms a step": 139.75})
+    page = (tmp_path / "report.md").read_text()
+    assert page.count("| ours |") == 2 and "140.2" not in page
+    assert "| ours | 300.5 | a / in it |" in page and "| ours | 139.8 |" in page
+    assert page.index("## card B") < page.index("300.5") < page.index("## card A") < page.index("139.8")
+
+
+def test_where_the_time_is_over_the_rows_say_so(tmp_path):
+    """Nothing is left out without a word."""
+    report = Report(str(tmp_path), "a card")
+    bench.report_part("dtypes", Setting(str(tmp_path), tiny=True), report, time.monotonic() - 1)
+    assert [row["figures"]["note"] for row in report.rows] == ["not measured: no time was left"] * 2
+
+
+def test_wrong_words_are_refused(tmp_path):
+    """A part that does not exist, and a report.json that is somebody else's."""
+    for argv in (["--parts=stpe"], ["stpe"]):
+        assert "there are environment, step" in refusal(bench.main, argv)
+    (tmp_path / "report.json").write_text("[1]")
+    assert "not a report" in refusal(Report(str(tmp_path), "a card").read)
+
+
+@pytest.mark.parametrize("figure, text", [(467123.4, "467,123"), (139.234, "139.2"), (1.23456, "1.235"), (7, "7"),
+                                          (0.00012345, "0.000123"), (0.0, "0"), ("41%", "41%"), (float("nan"), "nan")])
+def test_three_or_four_digits_are_shown(figure, text):
+    """More would only say that a machine is never twice the same."""
+    assert bench.show(figure) == text

@@ -3,6 +3,7 @@ The chapters of the history can be listed and measured again, and docs/reading.m
 exercises stay out of the way until they are called.
 """
 import importlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,20 @@ from tools import chapters as tool
 CHAPTERS = os.path.join(ROOT, "tools", "chapters.py")
 with open(os.path.join(ROOT, "docs", "reading.md"), encoding="utf-8") as f:
     PAGE = f.read()
+
+
+def read_record():
+    """assets/chapters.json -> list of dicts: chapter, commit, seed, losses, cpu_ms"""
+    with open(tool.RECORD, encoding="utf-8") as f:
+        return json.load(f)["runs"]
+
+
+def effect(runs, before, number):
+    """The mean loss of the last ten steps before a chapter and with it, and the larger spread of two seeds."""
+    means = {(run["chapter"], run["seed"]): tool.last_ten(run["losses"]) for run in runs}
+    spreads = [abs(means[chapter, 1337] - means[chapter, 1338]) for chapter in (before, number)
+               if (chapter, 1338) in means]
+    return means[before, 1337], means[number, 1337], max(spreads)
 
 
 def chapters(*args, script=CHAPTERS):
@@ -62,15 +77,6 @@ def test_a_run_is_told_by_the_mean_of_its_last_ten_steps():
     assert tool.describe(tool.Run("a\nlogits (4, 32)\n", [], None)) == "no steps yet; it prints: logits (4, 32)"
 
 
-def test_an_effect_and_the_spread_of_two_seeds():
-    """Before and after are of the same seed; the spread is the larger of the two chapters' own."""
-    last = ((9, 1337, 6.7), (9, 1338, 6.75), (10, 1337, 7.0), (10, 1338, 6.9), (11, 1337, 5.0))
-    runs = [dict(chapter=chapter, seed=seed, losses=[10.0] * 40 + [loss] * 10) for chapter, seed, loss in last]
-    before, after, spread = tool.effect(runs, 9, 10)
-    assert (before, after) == (6.7, 7.0) and spread == pytest.approx(0.1)
-    assert tool.effect(runs[4:] + [dict(runs[4], chapter=12)], 11, 12).spread is None
-
-
 def test_the_record_is_made_of_the_chapters(history, tmp_path, monkeypatch, capsys):
     """--record runs each chapter with two seeds, a line of the file for each run."""
     monkeypatch.setattr(tool, "RECORD", str(tmp_path / "chapters.json"))
@@ -79,7 +85,7 @@ def test_the_record_is_made_of_the_chapters(history, tmp_path, monkeypatch, caps
     monkeypatch.setattr(tool, "run_steps", lambda command, folder, steps: tool.Run(
         "", [float("1338" in command[1])] * steps, None))
     tool.main(["--record"])
-    runs = tool.read_record()
+    runs = read_record()
     assert [(run["chapter"], run["seed"], run["losses"][0]) for run in runs] == [
         (9, 1337, 0.0), (10, 1337, 0.0), (9, 1338, 1.0), (10, 1338, 1.0)]
     assert len(runs[0]["losses"]) == 50 and runs[0]["commit"] == history[8].split()[1]
@@ -88,7 +94,7 @@ def test_the_record_is_made_of_the_chapters(history, tmp_path, monkeypatch, caps
 
 def test_the_recorded_runs_are_of_this_history(history):
     """Chapters, commits, both seeds of each that takes other steps than the one before; 50 finite losses each."""
-    runs = tool.read_record()
+    runs = read_record()
     both = [number for number in tool.RECORDED if number not in tool.TIMED]
     made = [*((number, tool.SEED) for number in tool.RECORDED), *((number, tool.SEEDS[1]) for number in both)]
     assert [(run["chapter"], run["seed"]) for run in runs] == made
@@ -106,6 +112,7 @@ def test_a_chapter_that_does_not_exist(history):
 def test_without_a_history_there_is_one_line(tmp_path):
     (tmp_path / "tools").mkdir()
     shutil.copytree(os.path.join(ROOT, "support"), tmp_path / "support")
+    shutil.copy(os.path.join(ROOT, "tools", "__init__.py"), tmp_path / "tools")
     result = chapters(script=shutil.copy(CHAPTERS, tmp_path / "tools"))
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "git clone" in result.stderr
 
@@ -140,11 +147,10 @@ def test_each_chapter_stands_beside_its_commit(history):
 
 def test_the_effects_on_the_page_are_those_of_the_record():
     """The mean loss of the last ten of 50 steps, before and after, and how far two seeds are apart."""
-    runs = tool.read_record()
+    runs = read_record()
     told = {int(row[0].split()[0]): row[3:6] for row in rows() if "`" in row[0]}
     for number, before in ((9, 8), (10, 9), (11, 10), (16, 15), (17, 16), (18, 17), (19, 18), (20, 19)):
-        effect = tool.effect(runs, before, number)
-        assert told[number] == [f"{value:.3f}" for value in effect], f"chapter {number}"
+        assert told[number] == [f"{value:.3f}" for value in effect(runs, before, number)], f"chapter {number}"
     times = {run["chapter"]: f"{run['cpu_ms']:.0f} ms" for run in runs if run["seed"] == tool.SEED}
     assert told[13][:2] == [times[12], times[13]]
     assert f"{times[18]} of CPU before, {times[19]} after" in PAGE

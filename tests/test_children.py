@@ -38,7 +38,7 @@ def measure(tmp_path):
             assert measurement in names
             rows.append((row, figures))
         children.measure_part(lambda left: [sys.executable, "-c", PROGRAM, *left], names, str(tmp_path / "log"),
-                              time.monotonic() + seconds, add or keep)
+                              time.monotonic() + seconds, 60, add or keep)
         return rows
     return run
 

@@ -2,7 +2,6 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from small_runs import TINY, TINY_CONFIG, random_model
@@ -28,15 +27,11 @@ def test_made_up_items_are_as_long_as_real_ones(tmp_path, monkeypatch):
     assert all(4 <= len(ending) <= 34 for item in short for ending in item.endings)
 
 
-def test_made_up_shards_have_documents_of_fineweb_s_lengths(tmp_path):
-    """About 1,000 tokens on average, half of them below 620, and a loader reads them."""
-    measure.made_up_shards(str(tmp_path), train_tokens=2**21, val_tokens=2**12)
-    tokens = np.load(tmp_path / "edufineweb_train_000001.npy")
-    starts = np.flatnonzero(tokens == 50256)
-    lengths = np.diff(starts)
-    assert len(tokens) == 2**21 and starts[0] == 0
-    assert np.mean(lengths) == pytest.approx(1022, rel=0.1) and np.median(lengths) == pytest.approx(620, rel=0.1)
+def test_a_loader_reads_made_up_shards(tmp_path):
+    """Random tokens in documents, as fineweb.py would write them."""
+    measure.made_up_shards(str(tmp_path), train_tokens=2**14, val_tokens=2**12)
     shard = train_gpt2.load_tokens(str(tmp_path / "edufineweb_train_000001.npy"))
+    assert len(shard) == 2**14
     x, _ = train_gpt2.DataLoaderLite([shard], 2, 64).next_batch()
     assert x[0, 0] == 50256 and x.unique().numel() > 100
 
@@ -120,3 +115,10 @@ def test_items_can_be_read_by_anybody(tmp_path):
     measure.write_items(str(tmp_path), 3)
     lines = (tmp_path / "hellaswag" / "hellaswag_val_hub.jsonl").read_text().splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [["ctx", "endings", "label"]] * 3
+
+
+def test_contenders_take_turns():
+    """A B A B, after a warm-up each that is not counted."""
+    calls = []
+    times = measure.in_turn(2, lambda: calls.append("A"), lambda: calls.append("B"))
+    assert [len(seconds) for seconds in times] == [2, 2] and "".join(calls) == "ABABAB"

@@ -1,22 +1,21 @@
 """
-The lecture in the history: the first 30 commits are chapters, and each of them runs. This
-program runs one of them again, beside the chapter before it, on a CPU.
+The lecture in the history: the first 30 commits are chapters, and each of them runs. This program
+runs a chapter again, beside the chapter before it, on a CPU.
 
-    python tools/chapters.py                # the chapters
+    python tools/chapters.py                # lists the chapters
     python tools/chapters.py 10             # chapters 9 and 10: 50 steps each, some minutes
-    python tools/chapters.py 10 --steps=14  # a quicker look: less than two seeds may differ by
-    python tools/chapters.py 10 --seed=1338 # other random weights: is the effect larger than that?
+    python tools/chapters.py 10 --steps=14  # quicker, but two seeds may differ by more than that
+    python tools/chapters.py 10 --seed=1338 # other random weights: does the effect hold?
     python tools/chapters.py --record       # all of them, two seeds: assets/chapters.json. Hours
 
-They are unpacked into a temporary folder; your files are not touched. Compare the two lines. The
-loss of a step is that of one small batch, so compare the mean of the last ten: all chapters read
-the same batches. Times are of the CPU, which other programs on the machine disturb less than they
-disturb a clock on the wall.
+Each chapter is unpacked into a temporary folder; your files are not touched. To see the effect,
+compare the mean loss of the last ten steps: one step is one small batch, and all chapters read the
+same batches. Times are CPU times, which other programs disturb less than they disturb a wall clock.
 
 Contents
     1 the chapters      MEASURES, read_chapters
     2 running one       unpack, run_steps, measure
-    3 the record        record, effect: what docs/reading.md says of the chapters
+    3 the record        record: the figures of docs/reading.md
     4 the command line  main
 """
 import argparse
@@ -34,8 +33,8 @@ from typing import NamedTuple
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.console import UserError, run_program
 from support.files import atomic_write
+from tools import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RECORD = os.path.join(ROOT, "assets", "chapters.json")
 
 # -------------------------------------------------------------------------------------------------
@@ -43,8 +42,8 @@ RECORD = os.path.join(ROOT, "assets", "chapters.json")
 
 PROGRAM = "train_gpt2.py"
 SEED = 1337
-STEPS = 50  # all that the programs of chapters 8 to 21 take; after 14 most effects drown in noise
-# the chapters before the eleventh set no seed, and only runs with the same seed can be compared
+STEPS = 50  # all that chapters 8 to 21 run; after 14, noise still hides most effects
+# only runs with the same seed can be compared, and chapters 1 to 10 set none
 SEEDED = ["-c", f"import runpy, torch; torch.manual_seed({SEED}); "
                 f"runpy.run_path('{PROGRAM}', run_name='__main__')"]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", PROGRAM]
@@ -66,50 +65,51 @@ class Chapter(NamedTuple):
     """A commit of the history."""
     commit: str
     subject: str
-    message: str  # the rest of the commit's message
+    message: str  # without the subject
 
 
 class Measure(NamedTuple):
     """How a chapter shows its effect."""
-    kind: str  # "steps" of its program, what a program "prints", its "tests", or "nothing"
-    what: list | str | None  # python's arguments; for tests: those that pytest's -k selects
+    kind: str  # "steps": run its training steps; "prints": run it to its end; "tests"; "nothing"
+    what: list | str | None  # python's arguments; for "tests", the argument of pytest's -k
     remark: str  # what to look at
 
 
 USUAL = Measure("steps", SEEDED, "the mean loss of the last ten steps, and the time of a step")
-MEASURES = {  # of the chapters that have something else to show than the usual
-    1: Measure("prints", SEEDED, "124M and a head that is not tied to the embedding yet"),
-    2: Measure("prints", SEEDED, "nothing more to see without OpenAI's weights: python "
-                                 "train_gpt2.py gpt2 would fetch them"),
+MEASURES = {  # chapters that do not show their effect in the usual way
+    1: Measure("prints", SEEDED, "124M, and a head that is not tied to the embedding yet"),
+    2: Measure("prints", SEEDED, "nothing more without OpenAI's weights, which python "
+                                 "train_gpt2.py gpt2 would download"),
     3: Measure("tests", "hugging_face or future", "the logits are those of transformers"),
     4: Measure("prints", SEEDED, "a random model writes noise"),
     5: Measure("prints", SEEDED, "no effect on a CPU"),
-    6: Measure("prints", SEEDED, "y is x moved on by one"),
-    7: Measure("prints", SEEDED, "a bit worse than ln(50257), which knowing nothing costs"),
+    6: Measure("prints", SEEDED, "y is x shifted by one"),
+    7: Measure("prints", SEEDED, "slightly above ln(50257), the loss of a uniform guess"),
     12: Measure("steps", SEEDED, "a CPU has no TF32: from here on there is a clock"),
-    13: Measure("steps", SEEDED, "the time on a CPU depends on what it multiplies natively; "
+    13: Measure("steps", SEEDED, "faster only if the CPU multiplies bfloat16 natively; "
                                  "the losses agree in three digits"),
     14: Measure("steps", SEEDED, "no effect on a CPU, where nothing is compiled"),
     15: Measure("prints", ATTENTION, "the time of attention, at the length where it matters"),
-    16: Measure("steps", SEEDED, "no effect on a CPU that stands out of the noise"),
-    20: Measure("tests", "add_up", "four micro batches, each loss divided by four, have the "
+    16: Measure("steps", SEEDED, "on a CPU the effect is lost in the noise"),
+    20: Measure("tests", "add_up", "four micro-batches, each loss divided by four, give the "
                                    "gradient of the whole batch"),
     21: Measure("steps", TWO, "two processes; the chapter before in one. The losses agree in "
                               "three digits"),
     22: Measure("tests", "stream or split or drift or mapped",
                 "the order of the tokens depends on nothing but the tokens"),
-    24: Measure("tests", "hellaswag", "an untrained model is right in a quarter of the items; "
-                                      "here: the parts are right"),
+    24: Measure("tests", "hellaswag", "the parts are right; an untrained model would be right in "
+                                      "a quarter of the items"),
     25: Measure("nothing", None, "log/log.txt and log/model_*.pt, after a run of its program "
                                  "by hand"),
     26: Measure("tests", "two_processes or learning_rate",
                 "every setting is a flag; two processes take the steps of one"),
     27: Measure("tests", "compiled or compiling or dtype",
-                "one compiled graph, whatever the evals do; the gain is a GPU's"),
+                "one compiled graph, whatever the evals do; only GPUs gain"),
     28: Measure("tests", "resum or goes_on", "8 + 2 steps are 10 steps, bit for bit"),
     29: Measure("tests", "dropout or weights or original",
-                "resuming stays exact with dropout; what a run can start from"),
-    30: Measure("tests", "wrong_flags", "mistakes that end in one line"),
+                "resuming stays exact with dropout; a run can start from other "
+                                               "weights"),
+    30: Measure("tests", "wrong_flags", "a mistake ends in one line"),
 }
 
 
@@ -127,7 +127,7 @@ def read_chapters():
     for commit in commits[:30]:
         fields = [field.strip() for field in commit.split("\x1f")]
         chapters.append(Chapter(*fields))
-    # the subject of the first commit tells whether the history is ours, and whole
+    # another first commit: a shallow clone, or somebody else's history
     if not chapters or not chapters[0].subject.startswith("The nn.Module"):
         raise UserError("the chapters are commits, and they are not here: git clone the "
                         "repository, without --depth")
@@ -138,13 +138,13 @@ def read_chapters():
 # 2 running one
 
 def on_cpu():
-    """The environment of a program that must not see a GPU (dict)."""
+    """The environment without a GPU (dict)"""
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def unpack(commit, folder, seed=SEED):
-    """Write the files of a commit into a folder; seed: written into its program"""
-    # a git worktree would leave a trace in the repository if we were killed
+    """Write the files of a commit into a folder. seed: replaces the one in its program"""
+    # if we were killed, a git worktree would leave traces in the repository
     archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=tar", commit],
                              capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
@@ -158,13 +158,13 @@ def unpack(commit, folder, seed=SEED):
 
 
 def cpu_seconds(pid):
-    """The CPU time that a process has used, all its threads -> seconds, or None where not Linux"""
+    """CPU time of a process, all threads -> seconds; None if this is not Linux"""
     try:
         with open(f"/proc/{pid}/stat") as f:
-            fields = f.read().rsplit(")", 1)[1].split()  # its name, in brackets, may hold anything
+            fields = f.read().rsplit(")", 1)[1].split()  # its name, in brackets, may contain spaces
     except OSError:
         return None
-    ticks = int(fields[11]) + int(fields[12])  # its own, and the system's for it
+    ticks = int(fields[11]) + int(fields[12])  # user and system time
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -177,7 +177,7 @@ class Run(NamedTuple):
     """What a training program did."""
     printed: str
     losses: list  # of its steps
-    cpu_ms: float | None  # CPU time of a step, without the first: it is slower than the others
+    cpu_ms: float | None  # CPU time of a step; the first, which is slower, does not count
 
 
 def describe(run):
@@ -197,7 +197,7 @@ def describe(run):
 
 
 def run_steps(command, folder, steps):
-    """Run a training program (python's arguments) for so many steps -> Run"""
+    """Run a training program until it has done `steps` steps -> Run. command: python's arguments"""
     printed, losses, times = "", [], []
     with subprocess.Popen([sys.executable, "-u", *command], cwd=folder, env=on_cpu(), text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
@@ -217,7 +217,7 @@ def run_steps(command, folder, steps):
 
 
 def run_to_end(command, folder):
-    """Run a program (python's arguments) -> the lines that it prints, or those of its error."""
+    """Run a program -> the lines of stdout, or of stderr if stdout is empty"""
     run = subprocess.run([sys.executable, *command], cwd=folder, env=on_cpu(),
                          capture_output=True, text=True)
     for printed in (run.stdout, run.stderr):
@@ -227,12 +227,12 @@ def run_to_end(command, folder):
 
 
 def with_seed(command, seed):
-    """python's arguments, with another seed in the place of the lecture's"""
+    """python's arguments, with another seed"""
     return [word.replace(f"manual_seed({SEED})", f"manual_seed({seed})") for word in command]
 
 
 def measure(number, commit, kind, what, steps, seed):
-    """Run one chapter in a folder of its own, and print what it does. kind, what: of Measure."""
+    """Run a chapter in a folder of its own, and print the result. kind, what: see Measure"""
     with tempfile.TemporaryDirectory() as folder:
         unpack(commit, folder, seed)
         if kind == "steps":
@@ -248,20 +248,14 @@ def measure(number, commit, kind, what, steps, seed):
 # -------------------------------------------------------------------------------------------------
 # 3 the record
 
-# the chapters that take other steps than the one before, or the same ones in another time
+# chapters that change the losses, or the time of a step
 RECORDED = [8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20]
 SEEDS = [SEED, 1338]
-TIMED = [12, 13, 15]  # their losses are chapter 11's, but for rounding: one seed is enough
-
-
-def read_record():
-    """assets/chapters.json -> list of dicts: chapter, commit, seed, losses, cpu_ms"""
-    with open(RECORD, encoding="utf-8") as f:
-        return json.load(f)["runs"]
+TIMED = [12, 13, 15]  # the losses are chapter 11's, except for rounding: one seed is enough
 
 
 def record(chapters):
-    """Run the chapters with each seed, one thread each, and keep what they do in RECORD."""
+    """Run the chapters with each seed, one thread each, and write losses and times to RECORD."""
     os.environ["OMP_NUM_THREADS"] = "1"
     runs = []
     for seed in SEEDS:
@@ -279,7 +273,7 @@ def record(chapters):
 
 
 def write_record(runs):
-    """The runs -> RECORD, a run a line, so that one can see in git what has changed"""
+    """Write RECORD, one line for each run, so that git diff shows which runs have changed."""
     lines = ",\n".join(json.dumps(run) for run in runs)
     what = (f"the chapters of the history, {STEPS} steps each, B=4, T=32, one thread: losses in "
             "nats a token, and milliseconds of CPU time a step")
@@ -287,53 +281,29 @@ def write_record(runs):
         f.write(f'{{"what": {json.dumps(what)},\n"runs": [\n{lines}\n]}}\n')
 
 
-class Effect(NamedTuple):
-    """What a chapter changes: the mean loss of the last ten of 50 steps, in nats a token."""
-    before: float  # the chapter before it, seed 1337
-    after: float
-    spread: float | None  # the most that two seeds of one of the two chapters differ by
-
-
-def effect(runs, before, number):
-    """The runs of the record, two chapters -> Effect"""
-    means = {(run["chapter"], run["seed"]): last_ten(run["losses"]) for run in runs}
-    differences = []
-    for chapter in (before, number):
-        seeds = [means[key] for key in means if key[0] == chapter]
-        if len(seeds) > 1:
-            differences.append(max(seeds) - min(seeds))
-    return Effect(means[before, SEED], means[number, SEED], max(differences, default=None))
-
-
 # -------------------------------------------------------------------------------------------------
 # 4 the command line
 
-def refuse_flags(message):
-    """What argparse calls when it does not understand a command line."""
-    raise UserError(f"{message} (--help says more)")
-
-
 def parse_args(argv):
-    """The command line (list of words) -> its values: chapter, steps, seed, record"""
+    """The command line -> chapter, steps, seed, record"""
     parser = argparse.ArgumentParser(usage="python %(prog)s [chapter] [--steps=50] [--seed=1337]",
                                      description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = refuse_flags
     parser.add_argument("chapter", nargs="?", type=int,
-                        help="its number; without one, the chapters are listed")
+                        help="a number; without one, the chapters are listed")
     parser.add_argument("--steps", type=int, default=STEPS,
-                        help="of its program, at most [%(default)s]")
-    parser.add_argument("--seed", type=int, default=SEED, help="of its weights [%(default)s]")
+                        help="at most [%(default)s]")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the weights [%(default)s]")
     parser.add_argument("--record", action="store_true",
                         help="run all of them twice, and write assets/chapters.json")
     return parser.parse_args(argv)
 
 
 def numbers_to_run(number, kind):
-    """Which chapters show the effect of one -> list of numbers."""
+    """The chapters to run to see the effect of one -> list of numbers"""
     if kind == "nothing":
         return []
-    # the first chapter has none before it; the tests of a chapter are new with it
+    # chapter 1 has no predecessor, and a chapter's tests are new with it
     if number == 1 or kind == "tests":
         return [number]
     return [number - 1, number]
@@ -362,7 +332,7 @@ def main(argv):
     for i in numbers_to_run(number, kind):
         command = what
         if what is TWO and i < number:
-            command = SEEDED  # the chapter before knows one process only
+            command = SEEDED  # the chapter before can only run as one process
         measure(i, chapters[i - 1].commit, kind, command, steps, args.seed)
 
 

@@ -1,15 +1,15 @@
 """
-What the measuring programs share: the clock, the memory, made-up data, and each thing that is
-measured, as a function that does it once. bench.py compares such functions with each other;
-gpu_report.py says what a card makes of them.
+How the bench measures: the clock, the memory, made-up data, contenders, and runs that are watched.
+Each piece of work is returned as a function that does it once, ready to be timed.
 
 Contents
     1 clock and memory    timed, in_turn, Memory, fitting_B
     2 made-up data        made_up_items, made_up_shards
     3 a training step     contender, products
-    4 its pieces          attention, generation, save_plainly, read_all
-    5 whole runs          train, read_configs, watch
-    6 the machine         cpu_name, describe_machine
+    4 attention           attention, attention_to_new_lengths
+    5 checkpoints         trained_model, save_ours, save_plainly, read_all
+    6 whole runs          train, read_configs, watch
+    7 the machine         cpu_name, describe_machine
 """
 import contextlib
 import json
@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import play
 import train_gpt2
 from support import checkpoints, hellaswag_file
 from support.arithmetic import FILLED, peak
@@ -35,8 +34,8 @@ from support.processes import keep_freed_memory
 from support.run import Run
 from support.runlog import read_log
 from support.tokenizer import gpt2_tokenizer, tokenize_file
+from tools import ROOT
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PLAYS = os.path.join(ROOT, "input.txt")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -44,7 +43,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # 1 clock and memory
 
 def synchronize():
-    """Wait until a GPU has done what was queued: only then is its time known."""
+    """Wait until a GPU has finished its queue: before that, the clock says nothing about it."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
@@ -58,8 +57,8 @@ def timed(function):
 
 def in_turn(runs, *functions):
     """
-    Call the functions one after another, `runs` times, after one warm-up each -> the seconds
-    of each (a list of lists). What slows the machine down for a while slows all of them.
+    Call the functions in turn (A B A B ...), `runs` times each, after a warm-up that is not counted
+    -> a list of seconds for each function. If the machine is slow for a while, all of them suffer.
     """
     times = [[] for _ in functions]
     for i in range(runs + 1):
@@ -73,22 +72,21 @@ def in_turn(runs, *functions):
 class Memory(NamedTuple):
     """The most memory that this process has held, in bytes, since forget_peak."""
     allocated: int  # by tensors
-    taken: int  # from the card: gaps between tensors and CUDA itself included
+    taken: int  # from the card, including gaps between tensors and CUDA itself
 
 
 def forget_peak():
-    """From now on a new highest value is looked for. Of a CPU the old one stays."""
-    if DEVICE.type == "cuda":
-        torch.cuda.init()  # unless somebody has asked the card before, there is nothing to reset
-        torch.cuda.empty_cache()  # what PyTorch keeps for later would count as taken
+    """Reset the peak of a card. The peak of a CPU process cannot be reset."""
+    if torch.cuda.is_initialized():  # initializing CUDA only for this would take memory
+        torch.cuda.empty_cache()  # PyTorch's cache would count as taken
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory():
-    """-> Memory. On a CPU the whole process counts, for both."""
+    """-> Memory. On a CPU both numbers are the peak of the whole process."""
     if DEVICE.type == "cuda":
         free, total = torch.cuda.mem_get_info()
-        # CUDA's own code and tables, a few hundred MB, and whatever else is on the card
+        # a few hundred MB of CUDA's own code and tables, and other programs on the card
         context = total - free - torch.cuda.memory_reserved()
         return Memory(torch.cuda.max_memory_allocated(),
                       torch.cuda.max_memory_reserved() + context)
@@ -99,7 +97,7 @@ def peak_memory():
 
 
 def fitting_B(gpt_config, config, size, n=1):
-    """The largest power of two that fits into `size` bytes by the estimate, or 1"""
+    """The largest power of two (at most 64) that fits into `size` bytes by the estimate"""
     for B in (64, 32, 16, 8, 4, 2):
         trial = replace(config, B=B)
         if peak(gpt_config, trial, n)[1] <= FILLED * size:
@@ -111,7 +109,7 @@ def fitting_B(gpt_config, config, size, n=1):
 # 2 made-up data
 
 def single_tokens(n=2000):
-    """Words that are one token each with their space, from the plays in input.txt -> list"""
+    """Words of input.txt that are one token each, with the space before them -> list"""
     with open(PLAYS, encoding="utf-8") as f:
         words = dict.fromkeys(f.read(200_000).split())
     encode = gpt2_tokenizer().encode
@@ -120,10 +118,9 @@ def single_tokens(n=2000):
 
 def made_up_items(n):
     """
-    Items as long as HellaSwag's -> list of dicts. A third of its validation items come from
-    captions of films: contexts of 9 to 52 tokens and endings of 4 to 34 (the first 300 were
-    counted). The others come from articles and are two to three times as long; here they have 40
-    to 110 and 10 to 50.
+    Items as long as HellaSwag's -> list of dicts. A third of HellaSwag's validation items are
+    captions of films: contexts of 9 to 52 tokens, endings of 4 to 34 (counted on the first 300).
+    The others come from articles and are two to three times as long: 40 to 110 and 10 to 50 here.
     """
     words = single_tokens()
     generator = torch.Generator().manual_seed(0)
@@ -143,7 +140,7 @@ def made_up_items(n):
 
 
 def write_items(folder, n):
-    """Put made-up items where train_gpt2.py finds HellaSwag's when it runs in folder."""
+    """Write made-up items where train_gpt2.py, started in folder, looks for HellaSwag's."""
     data_dir = os.path.join(folder, hellaswag_file.DATA_DIR)
     os.makedirs(data_dir, exist_ok=True)
     path = os.path.join(data_dir, "hellaswag_val_hub.jsonl")
@@ -152,27 +149,14 @@ def write_items(folder, n):
             f.write(json.dumps(item) + "\n")
 
 
-def document_lengths(n_tokens, generator):
-    """
-    Lengths of documents that hold n_tokens in all. Log-normal, median 620 tokens, sigma 1: few
-    long ones and many short ones, on average 620 * exp(1/2) = 1,022. FineWeb-Edu's 10B sample has
-    about 9.7M documents, so about 1,030 tokens each; that they are spread like this is assumed.
-    """
-    n = 1 + n_tokens // 100  # certainly enough of them
-    lengths = np.maximum(1, generator.lognormal(np.log(620), 1.0, n)).astype(int)
-    return lengths[: 1 + int(np.searchsorted(lengths.cumsum(), n_tokens))]
-
-
 def made_up_shards(folder, train_tokens, val_tokens):
-    """Write a shard of each split: random tokens, in documents that begin with <|endoftext|>."""
+    """Write a shard of each split: random tokens, in documents of 1,000 tokens."""
     os.makedirs(folder, exist_ok=True)
     generator = np.random.default_rng(1337)
     eot = gpt2_tokenizer().eot
     for i, (split, n) in enumerate([("val", val_tokens), ("train", train_tokens)]):
         tokens = generator.integers(0, eot, n, dtype=np.uint16)
-        ends = document_lengths(n, generator).cumsum()
-        tokens[0] = eot
-        tokens[ends[ends < n]] = eot
+        tokens[::1000] = eot
         np.save(os.path.join(folder, f"edufineweb_{split}_{i:06d}.npy"), tokens)
 
 
@@ -211,22 +195,24 @@ def other_model(name, gpt_config):
 
 
 def compute_loss(name, model, x, y):
-    """The mean loss of x, y (B, T), as a contender gets it."""
+    """The mean loss of x, y (B, T), as a contender computes it."""
     if name == "plain":
         logits, _ = model(x)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
     if name == "transformers":
-        return model(x, labels=x).loss  # it moves the labels on by itself
+        return model(x, labels=x).loss  # transformers shifts the labels itself
     _, loss = model(x, y)
     return loss
 
 
 def contender(name, gpt_config, B, T):
     """
-    One training step as somebody would run it -> the function that does it. name: "ours"
-    (compiled, in the dtype that a run picks), "eager" (the same, not compiled), "plain"
-    or "transformers".
+    A training step -> the function that does it. name: "ours" (compiled, in the dtype that a run
+    picks), "eager" (ours, not compiled), "plain" (eager, bfloat16 autocast, AdamW as PyTorch picks
+    it by default), "transformers", or "products" (see there).
     """
+    if name == "products":
+        return products(gpt_config, B, T)
     torch.manual_seed(1337)
     is_ours = name in ("ours", "eager")
     dtype = "auto" if is_ours else "bfloat16"
@@ -257,8 +243,8 @@ def contender(name, gpt_config, B, T):
 
 def products(gpt_config, B, T):
     """
-    Nothing but the matrix products of that step -> the function that does them: forward (y = x w)
-    and backward (gx = gy w, gw = gy x), each shape as often as in the step.
+    Only the matrix products of a step -> the function that does them: forward (y = x w) and
+    backward (gx = gy w, gw = gy x), each shape as often as a step has it.
     """
     n, C, V, L = B * T, gpt_config.n_embd, gpt_config.vocab_size, gpt_config.n_layer
     dtype = train_gpt2.setup_distributed(train_gpt2.TrainConfig()).dtype
@@ -269,7 +255,7 @@ def products(gpt_config, B, T):
     # how often, inputs, outputs: c_attn, c_proj, c_fc and c_proj of each block, and the head
     for times, K, N in ((L, C, 3 * C), (L, C, C), (L, C, 4 * C), (L, 4 * C, C), (1, C, V)):
         linear.append((times, make(n, K), make(N, K), make(n, N)))
-    # in attention half of each product is asked for: no token looks ahead
+    # attention: causal, so half of each product would do
     nh, hs = gpt_config.n_head, C // gpt_config.n_head
     q = make(B * nh, T // 2, hs)
     k = make(B * nh, T, hs)
@@ -289,18 +275,22 @@ def products(gpt_config, B, T):
 
 
 # -------------------------------------------------------------------------------------------------
-# 4 the pieces of a run
+# 4 attention
 
-KERNELS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")  # of PyTorch
+KERNELS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")  # PyTorch's names
+
+
+def use_kernel(name):
+    """Within `with use_kernel(name):`, attention runs on this kernel or raises RuntimeError."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    return sdpa_kernel(getattr(SDPBackend, name))
 
 
 def attention(kernel, gpt_config, B, T):
     """
     Causal attention of one block, forward and backward, by one of KERNELS -> the function that does
-    it. As in training q, k and v are views of one tensor. Raises RuntimeError where that kernel
-    cannot be used.
+    it. As in training, q, k and v are views of one tensor.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     C, nh = gpt_config.n_embd, gpt_config.n_head
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     qkv = torch.randn(B, T, 3 * C, device=DEVICE, dtype=dtype, requires_grad=True)
@@ -308,7 +298,7 @@ def attention(kernel, gpt_config, B, T):
 
     def attend():
         q, k, v = (part.view(B, T, nh, C // nh).transpose(1, 2) for part in qkv.split(C, dim=2))
-        with sdpa_kernel(getattr(SDPBackend, kernel)):
+        with use_kernel(kernel):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         qkv.grad = None
         y.backward(y_grad)
@@ -316,16 +306,28 @@ def attention(kernel, gpt_config, B, T):
     return attend
 
 
-def generation(model, idx, new):
-    """Continue idx (B, T) by `new` tokens -> the function that does it, with play.py's cache"""
-    def generate():
-        play.generate(model, idx, new)
-        synchronize()
-    return generate
+def attention_to_new_lengths(kernel, gpt_config, lengths=200):
+    """
+    One query to 1, 2, 3 ... keys, the shapes of sampling with a cache -> the function that does
+    them all. cuDNN may plan anew for each shape: then the first call is much slower.
+    """
+    nh, hs = gpt_config.n_head, gpt_config.n_embd // gpt_config.n_head
+    q = torch.randn(4, nh, 1, hs, device=DEVICE, dtype=torch.bfloat16)
 
+    def attend():
+        with use_kernel(kernel):
+            for T in range(1, 1 + lengths):
+                keys = q.expand(4, nh, T, hs).contiguous()
+                F.scaled_dot_product_attention(q, keys, keys)
+        synchronize()
+    return attend
+
+
+# -------------------------------------------------------------------------------------------------
+# 5 checkpoints
 
 def trained_model(gpt_config):
-    """A model after one step, whose optimizer therefore has moments -> model, optimizer"""
+    """A model after one step, so that the optimizer has moments -> model, optimizer"""
     model = train_gpt2.GPT(gpt_config).to(DEVICE)
     optimizer = model.configure_optimizers(0.1, 6e-4)
     x = torch.zeros(1, 8, dtype=torch.long, device=DEVICE)
@@ -337,14 +339,14 @@ def trained_model(gpt_config):
 
 
 def save_ours(log_dir, model, optimizer):
-    """Write log_dir/model_00001.pt, a checkpoint like train_gpt2.py's."""
+    """Write log_dir/model_00001.pt as train_gpt2.py would."""
     state = {"model": model, "optimizer": optimizer, "step": 1}
     checkpoints.save(log_dir, 2, state, {"config": asdict(model.config)}, step_seconds=0.0)
 
 
 def save_plainly(path, model, optimizer, flush):
-    """torch.save. flush: wait until it is on the disk, as we do."""
-    # beside the old file, as ours: writing over its pages would be cheaper
+    """torch.save. flush: wait until the file is on the disk, as we do."""
+    # a new file each time, as ours: overwriting pages of the old one would be cheaper
     with open(f"{path}.new", "wb") as f:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f)
         f.flush()
@@ -354,7 +356,7 @@ def save_plainly(path, model, optimizer, flush):
 
 
 def read_all(state):
-    """Read every weight of a checkpoint (dict): of a mapped file nothing was read before."""
+    """Touch every weight of a checkpoint (dict): loading may only have mapped the file."""
     for value in state.values():
         if isinstance(value, dict):
             read_all(value)
@@ -363,12 +365,12 @@ def read_all(state):
 
 
 # -------------------------------------------------------------------------------------------------
-# 5 whole runs
+# 6 whole runs
 
 def train(log_dir, *flags, processes=1, torchrun=False, cwd=ROOT, **env):
     """
-    Run train_gpt2.py in fresh processes -> its log, {stream: {step: value}}. torchrun: even for
-    one; env: variables of the environment.
+    Run train_gpt2.py in fresh processes -> its log, {stream: {step: value}}. torchrun: use it for
+    one process, too; env: environment variables.
     """
     python = [sys.executable]
     if processes > 1 or torchrun:
@@ -383,44 +385,44 @@ def train(log_dir, *flags, processes=1, torchrun=False, cwd=ROOT, **env):
 
 
 def read_configs(log_dir):
-    """What a run was -> GPTConfig, TrainConfig, the dtype of its matmuls (str)"""
+    """The settings of a finished run -> GPTConfig, TrainConfig, the dtype of its matmuls (str)"""
     _, settings = read_log(log_dir)
     config = train_gpt2.TrainConfig(**settings["train_config"])
-    # the dtype does not depend on --shard, for which this process would wait for others
+    # with --shard, this process would wait for others; the dtype does not depend on it
     dtype = train_gpt2.setup_distributed(replace(config, shard="no")).dtype
     return train_gpt2.GPTConfig(**settings["config"]), config, str(dtype).removeprefix("torch.")
 
 
 class Use(NamedTuple):
-    """What a phase of a run took."""
+    """Time and memory of one phase of a run."""
     phase: str  # step, validation, hellaswag, samples or save
     seconds: float
     memory: Memory
 
 
-# what runs between two steps (module, function), and its name in support.arithmetic
+# the functions that run between two steps, and the names of their phases in support.arithmetic
 BETWEEN_STEPS = {(checkpoints, "save"): "save", (train_gpt2, "evaluate_val_loss"): "validation",
                  (train_gpt2, "evaluate_hellaswag"): "hellaswag",
                  (train_gpt2, "print_samples"): "samples"}
 
 
 class Watch:
-    """Notes what each phase of a run takes, and when its steps end. See watch."""
+    """Records time and memory of each phase of a run, and when its steps end. See watch."""
 
     def __init__(self):
-        self.uses = []  # of Use, in their order
-        self.step_ends = []  # time.perf_counter() of each
+        self.uses = []  # Use, in the order of the run
+        self.step_ends = []  # time.perf_counter()
         self.began = time.perf_counter()
 
     def note(self, phase):
-        """A phase has ended, the next one begins."""
+        """Record the phase that has just ended; the next one begins."""
         synchronize()
         self.uses.append(Use(phase, time.perf_counter() - self.began, peak_memory()))
         forget_peak()
         self.began = time.perf_counter()
 
     def between(self, phase, function):
-        """The function with a note before and after it: what came before it was steps."""
+        """Wrap a function that runs between two steps: record the steps before it, then itself."""
         def call(*args, **kwargs):
             self.note("step")
             result = function(*args, **kwargs)
@@ -429,7 +431,7 @@ class Watch:
         return call
 
     def at_step_end(self, log):
-        """Run.log, and before it the time is noted if a step has ended."""
+        """Wrap Run.log: record the time whenever a step has ended."""
         def call(run, step, **values):
             if "train" in values:
                 self.step_ends.append(time.perf_counter())
@@ -437,18 +439,18 @@ class Watch:
         return call
 
     def most(self, phase):
-        """The largest Memory of a phase; None if it did not come."""
+        """The largest Memory of a phase; None if the run had no such phase."""
         found = [use.memory for use in self.uses if use.phase == phase]
         return max(found, default=None, key=lambda memory: memory.taken)
 
     def seconds(self, phase):
-        """How long a phase took the last time, when everything is warm."""
+        """Seconds of the last time that this phase ran, when everything is warm."""
         return [use.seconds for use in self.uses if use.phase == phase][-1]
 
 
 @contextlib.contextmanager
 def watch():
-    """Within it, train_gpt2.run(flags) is watched -> Watch"""
+    """Within `with watch() as seen:`, train_gpt2.run(flags) is watched -> Watch"""
     forget_peak()
     seen = Watch()
     with contextlib.ExitStack() as stack:
@@ -460,10 +462,10 @@ def watch():
 
 
 # -------------------------------------------------------------------------------------------------
-# 6 the machine
+# 7 the machine
 
 def cpu_name():
-    """What Linux calls the CPU, or its architecture."""
+    """The CPU's name where Linux knows it, else its architecture."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as f:
         for text in f:
             if text.startswith("model name"):
@@ -472,7 +474,7 @@ def cpu_name():
 
 
 def describe_machine():
-    """What the figures were measured on -> text"""
+    """CPU, card, versions and dtype -> text"""
     card = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_name()

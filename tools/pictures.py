@@ -1,7 +1,6 @@
 """
-Draws the pictures of docs/, as SVG, from the code and the data of this repository. Each of them is
-850 units wide, with text of at least 15, in the colours of a light page or of a dark one, as the
-reader's browser prefers.
+Draws the pictures of docs/ as SVG, from the code and the data of this repository. A picture is 850
+units wide, its text at least 15 high, its colours light or dark as the reader's browser prefers.
 
     python tools/pictures.py            # writes assets/*.svg
     python tools/pictures.py --check    # are they what this program draws? Exit code 2 if not
@@ -29,8 +28,7 @@ import train_gpt2
 from support.console import UserError, run_program
 from support.files import ASSETS, atomic_write
 from support.tokenizer import gpt2_tokenizer, tokenize_file
-
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from tools import ROOT
 
 # --------------------------------------------------------------------------------------------------
 # 1 pens: each returns a piece of SVG (str). look: names of classes in STYLE
@@ -85,7 +83,7 @@ def box(x, y, width, height, look="", round=4):
 
 
 def labelled(x, y, width, height, look, words, below=""):
-    """A box with a word in it, and perhaps a small line under that."""
+    """A box with a word in it, and a smaller line of text below the word if there is one."""
     middle = x + width / 2
     drawn = box(x, y, width, height, look)
     if below:
@@ -101,7 +99,7 @@ def line(points, look=""):
 
 
 def arrow(points, look=""):
-    """A line whose last piece, which must be level or upright, ends in a tip."""
+    """A line that ends in a tip. Its last piece must be horizontal or vertical."""
     (x0, y0), (x, y) = points[-2:]
     length = math.dist((x0, y0), (x, y))
     dx, dy = (x - x0) / length, (y - y0) / length  # where it points
@@ -195,7 +193,7 @@ def draw_heads():
 def draw_mask():
     words = ["To", "be", ",", "or", "not", "to"]
     size, n = 46, 6
-    parts = [text(216, 36, "may the row look at the column?"),
+    parts = [text(216, 36, "may the row attend to the column?"),
              text(638, 36, "softmax, were all scores equal")]
     looks = [["blue"] * (i + 1) + [""] * (n - i - 1) for i in range(n)]
     for x in (78, 500):
@@ -212,7 +210,7 @@ def draw_mask():
     parts.append(text(425, 398, "-∞ before the softmax is 0 after it: each row sums to one, over "
                                 "itself and the past", "small"))
     return page(416, "The causal mask",
-                "Six tokens look at each other: each at itself and at those before it.", parts)
+                "Each of six tokens attends to itself and to the tokens before it.", parts)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -438,15 +436,14 @@ def draw_schedule():
 
 def costs_of_counting(train, val, longest):
     """
-    What a table of counts pays for a text, in nats a character -> list, for single characters,
-    pairs, triples ... The counts are those of train; what a table has not seen often it leaves to
-    the table of shorter pieces (Witten and Bell 1991).
+    The loss of n-gram models counted on train, in nats a character of val -> list, for n = 1, 2 ...
+    Where an n-gram is rare, the model backs off to shorter ones (Witten and Bell 1991).
     """
     probs = [1 / len(set(train))] * len(val)
     costs = []
     for length in range(1, longest + 1):
         counts = Counter(train[i : i + length] for i in range(len(train) - length + 1))
-        seen, kinds = Counter(), Counter()  # of what comes after a piece: how many, how many kinds
+        seen, kinds = Counter(), Counter()  # after a piece: characters, and different characters
         for piece, n in counts.items():
             seen[piece[:-1]] += n
             kinds[piece[:-1]] += 1
@@ -481,7 +478,7 @@ def draw_laptop():
                          (last, f"{last:,}")],
                  [(y, str(y)) for y in (2, 3, 4, 5)], x_range, y_range)
     names = ["single characters", "pairs", "triples", "fours"]
-    lines = [("knowing nothing", math.log(128)), *zip(names, costs, strict=True)]
+    lines = [("a uniform guess", math.log(128)), *zip(names, costs, strict=True)]
     for name, cost in lines:
         parts.append(line([place(0, cost), place(last, cost)], "dashed"))
         x, y = place(last, cost)
@@ -528,8 +525,8 @@ def draw_faults():
 
 def draw_row(y, row):
     """
-    A row of finetune.write_rows, in which marks are the numbers 0 to 2 and texts are names -> its
-    boxes, and where they end
+    Draw a row of finetune.write_rows, in which special tokens are the numbers 0 to 2, and texts are
+    names -> boxes, x of their end
     """
     marks = ("start", "delimiter", "extract")
     parts, x = [], 104
