@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
+from support.arithmetic import SHAPE
 from support.console import UserError, is_first_process, one_line, print0
 from support.files import atomic_write
 from support.runlog import checkpoint_step, is_restart, list_all, read_identity
@@ -68,7 +69,7 @@ def read_state(path, run):
 
 def read(path):
     """
-    A checkpoint of ours or of the original build-nanogpt -> dict; its config is a plain dict.
+    A checkpoint of ours, of build-nanogpt or of nanoGPT -> dict; its config is a plain dict.
     Missing entries get defaults: GPT-2's tokenizer, step 0, position 0. UserError for a file that
     is not a checkpoint, is damaged, or contains code.
     """
@@ -88,6 +89,8 @@ def read(path):
         raise UserError(f"{broken}{one_line(e)}")
     if damaged:
         raise UserError(f"{broken}{damaged} is damaged")
+    if isinstance(checkpoint, dict) and "model_args" in checkpoint:
+        checkpoint = from_nanogpt(checkpoint, path)
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"model", "config"}:
         raise UserError(f"{broken}it has no model and config")
     defaults = {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {},
@@ -102,6 +105,30 @@ def read(path):
                            if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     check_weights(checkpoint["model"], path)
     return checkpoint
+
+
+def from_nanogpt(checkpoint, path):
+    """
+    A checkpoint of nanoGPT (dict) -> one of ours: its model_args are our config. A model without
+    biases gets biases of zero, which is the same model. (Its GELU is exact, ours the approximation
+    of GPT-2: logits differ in the third digit.)
+    """
+    args = checkpoint["model_args"]
+    if missing := [name for name in SHAPE if name not in args]:
+        raise UserError(f"{path} looks like a checkpoint of nanoGPT, but its model_args have no "
+                        f"{', '.join(missing)}")
+    if args["vocab_size"] not in (50257, 50304):
+        raise UserError(f"{path} is nanoGPT's, with a vocabulary of {args['vocab_size']}, which is "
+                        "in its meta.pkl. A pickle can run any code, so it is not opened: train "
+                        "on the text itself, with --data_root=TEXT --tokenizer=char")
+    weights = dict(checkpoint["model"])
+    with_bias = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "ln_1.weight", "ln_2.weight",
+                 "ln_f.weight")
+    for name, w in checkpoint["model"].items():
+        if name.endswith(with_bias):
+            weights.setdefault(name.removesuffix("weight") + "bias", torch.zeros(w.size(0)))
+    config = {name: args[name] for name in SHAPE}
+    return {"model": weights, "config": config, "step": checkpoint.get("iter_num", 0)}
 
 
 def check_weights(weights, path):

@@ -253,3 +253,42 @@ def test_a_run_does_not_end_before_its_checkpoint(flags, train, refused, tmp_pat
     assert "model_00010.pt has done 10 steps" in line and "--init_from=" in line and "--max_steps=0" in line
     assert {path: path.read_bytes() for path in (tmp_path / "log").iterdir()} == before
     train("log", "--resume=auto")  # all steps done: an eval, and no error
+
+
+# --- nanoGPT's ------------------------------------------------------------------------------------
+
+def save_nanogpt(path, model, bias, **changes):
+    """A GPT in the format of nanoGPT's train.py, after torch.compile, which puts a prefix before each name."""
+    c = model.config
+    args = dict(block_size=c.block_size, vocab_size=c.vocab_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
+                dropout=0.0, bias=bias) | changes
+    weights = {f"_orig_mod.{name}": w for name, w in model.state_dict().items() if bias or not name.endswith(".bias")}
+    torch.save({"model": weights, "optimizer": {"state": {}}, "model_args": {k: v for k, v in args.items() if v != ""},
+                "iter_num": 2000, "best_val_loss": 3.1, "config": {"out_dir": "out", "compile": True}}, path)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_checkpoint_of_nanogpt(bias, tmp_path):
+    """Without biases it is the model whose biases are zero. A run cannot be resumed: only the weights count."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=50304, n_layer=2, n_head=2, n_embd=8)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if bias or not name.endswith(".bias"):
+                p.add_(0.1 * torch.randn_like(p))
+    save_nanogpt(tmp_path / "ckpt.pt", model, bias)
+    again, tokenizer = train_gpt2.make_model(train_gpt2.load_model(str(tmp_path / "ckpt.pt")))
+    idx = torch.randint(50257, (2, 16))
+    assert again(idx)[0].equal(model(idx)[0]) and tokenizer.spec["name"] == "gpt2"
+    line = refusal(checkpoints.read_state, str(tmp_path / "ckpt.pt"), "")
+    assert "--init_from=" in line
+
+
+def test_a_checkpoint_of_nanogpt_that_lacks_something(tmp_path):
+    """Its vocabulary is in a pickle beside it, which could run any code: the line asks for the text."""
+    model = GPT(GPTConfig(block_size=16, vocab_size=65, n_layer=1, n_head=1, n_embd=8))
+    save_nanogpt(tmp_path / "ckpt.pt", model, False)
+    line = refusal(checkpoints.read, str(tmp_path / "ckpt.pt"))
+    assert "vocabulary of 65" in line and "meta.pkl" in line and "--tokenizer=char" in line
+    save_nanogpt(tmp_path / "ckpt.pt", model, False, n_head="")
+    assert "its model_args have no n_head" in refusal(checkpoints.read, str(tmp_path / "ckpt.pt"))
