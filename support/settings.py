@@ -116,8 +116,9 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
     """
     Flags for the fields of some dataclasses -> the typed ones (dict). doc: the program's docstring,
     for --help; may_be_empty: names of flags for which `--flag=` is a value; words: accept words
-    that are not flags, too, under "words" (list). `--flag value`, `--flag=value`, `-` for `_`,
-    --flag, --no-flag and --flag=False for a bool. UserError for anything else.
+    that are not flags, too, under "words" (list), and after a bare `--` words that begin with a
+    dash. `--flag value`, `--flag=value`, `-` for `_`, --flag, --no-flag and --flag=False for a
+    bool. UserError for anything else.
     """
     parser = argparse.ArgumentParser(
         usage="python %(prog)s [--flag=value ...]", description=doc, allow_abbrev=False,
@@ -129,6 +130,10 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
             add_flag(parser, f, comments[f.name], presets)
     if words:
         parser.add_argument("words", nargs="*", default=[], help=argparse.SUPPRESS)
+    after_dashes = []
+    if words and "--" in argv:
+        place = argv.index("--")
+        argv, after_dashes = argv[:place], argv[place + 1 :]
     argv = [plain_name(word) for word in argv]
     if words:  # a word after `--reference` is not its value
         switches = {f"--{f.name}" for cls in classes for f in fields(cls) if f.type is bool}
@@ -138,6 +143,8 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
     for name, value in typed.items():
         if value == "" and name not in may_be_empty:
             raise UserError(f"--{name} is empty: is a variable of your shell not set?")
+    if words:
+        typed["words"] = [*typed["words"], *after_dashes]
     return typed
 
 

@@ -353,3 +353,11 @@ def test_a_flag_that_is_given_with_resume_is_in_force(flag, tmp_path, text, monk
     files = sorted(os.listdir("log")) if max(log["train"]) > 3 else []
     assert EFFECTS[flag](log=log, plain=read_log(tmp_path / "plain"), out=capsys.readouterr().out, error=error,
                          files=files)
+
+
+def test_a_word_that_begins_with_a_dash():
+    """After a bare -- nothing is a flag: a prompt may be "--verily" or "-5 degrees"."""
+    argv = ["sample", "--seed=3", "--", "--verily", "-5 degrees"]
+    assert parse(argv, "", TrainConfig, words=True) == {"seed": 3, "words": ["sample", "--verily", "-5 degrees"]}
+    assert parse(["sample"], "", TrainConfig, words=True) == {"words": ["sample"]}
+    assert "unrecognized arguments: --verily" in refusal(lambda: parse(["--verily"], "", TrainConfig, words=True))
