@@ -63,14 +63,15 @@ class Run:
             if isinstance(error, Stopped):
                 self.save()
                 self.report_stop()
-                return True
-            if error is not None:
+            elif error is not None:
                 self.save_after(error)
                 explained = explain(error, *self.phase_and_advice)
                 if explained is not error:
                     raise explained from error
-            elif self.last_save_failed or self.record.waiting:
+                return False
+            if self.last_save_failed or self.record.waiting:
                 raise UserError("the last checkpoint or the log could not be written", exit_code=1)
+            return True
         finally:
             self.signals.restore()
             self.record.close()

@@ -217,6 +217,19 @@ def test_the_last_save_decides_the_exit_code(train, monkeypatch):
     refusal(train, "log", "--max_steps=4", "--save_every=2", exit_code=1)
 
 
+def test_a_stop_whose_save_fails_has_not_succeeded(train, monkeypatch):
+    """Nobody may switch the machine off because a script has seen exit code 0: the last steps are not on disk."""
+    real = train_gpt2.get_lr
+
+    def signalled(step, config):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(step, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", signalled)
+    monkeypatch.setattr(checkpoints, "save", lambda *_: False)
+    refusal(train, "log", "--save_every=100", exit_code=1)
+
+
 # --- the console ----------------------------------------------------------------------------------
 
 def test_the_line_of_a_step(train, capsys, monkeypatch):
