@@ -341,13 +341,11 @@ def measure(config, train_gpt2):
         download_examples()
     process = train_gpt2.setup_distributed(
         train_gpt2.TrainConfig(device=config.device, dtype=config.dtype))
-    saved = train_gpt2.load_model(config.model)
-    if saved["tokenizer"]["name"] != "gpt2":
+    model, tokenizer, _ = train_gpt2.load_model(config.model)
+    if tokenizer.spec["name"] != "gpt2":
         raise UserError(f"{config.model} has another tokenizer than GPT-2's: its losses per token "
                         "cannot be compared")
-    model = train_gpt2.GPT(train_gpt2.GPTConfig(**saved["config"]))
-    model.load_state_dict(saved["model"])
-    model.eval().to(process.device)
+    model.to(process.device)
     examples = read_examples(config.data) if config.data else iterate_examples()
     items = [tokenize_example(example) for example in islice(examples, config.limit)]
     if not items:

@@ -36,7 +36,7 @@ from support.processes import orderly_end
 from support.prompts import read_prompt, tokenize
 from support.settings import check_least, check_most, parse
 from support.tokenizer import token_bytes
-from train_gpt2 import TrainConfig, load_model, make_model, setup_distributed
+from train_gpt2 import TrainConfig, load_model, setup_distributed
 
 # -------------------------------------------------------------------------------------------------
 # 1 the numbers. ids is always a list of at most block_size ids, and the model is in eval mode, or
@@ -435,11 +435,10 @@ def read_example(path, number):
 
 def load_pair(names, device):
     """One or two names of models -> pairs (name, GPT), and their tokenizer. Raises UserError."""
-    loaded = [make_model(load_model(name)) for name in names]
-    tokenizers = [tokenizer for _, tokenizer in loaded]
+    models, tokenizers, _ = zip(*map(load_model, names), strict=True)
     if tokenizers[0].spec != tokenizers[-1].spec:
         raise UserError(f"{names[0]} and {names[1]} have different tokenizers: look at each alone")
-    models = [model.to(device) for model, _ in loaded]
+    models = [model.to(device) for model in models]
     return list(zip(names, models, strict=True)), tokenizers[0]
 
 

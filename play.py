@@ -26,7 +26,6 @@ Letters in shapes
 import contextlib
 import difflib
 import os
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -39,14 +38,13 @@ import finetune
 from support.arithmetic import flops_per_token
 from support.compiling import attention_for_any_shape
 from support.console import UserError, run_program
-from support.files import MARK
-from support.hugging_face import save_pretrained
+from support.checkpoints import is_tuned
+from support.hugging_face import save_pretrained, save_tuned
 from support.processes import orderly_end
 from support.prompts import read_prompt, tokenize
 from support.runlog import read_log
 from support.settings import check_least, check_most, parse
-from support.tokenizer import save_tokenizer
-from train_gpt2 import TrainConfig, load_model, make_model, setup_distributed
+from train_gpt2 import TrainConfig, load_model, setup_distributed
 
 # --------------------------------------------------------------------------------------------------
 # 1 the flags. The comment after a field is its text in --help
@@ -197,7 +195,7 @@ def generate(model, idx, max_new_tokens, n_vocab=None, eot=None, **sampling):
 def load(name, config):
     """MODEL -> the model on the device of config, its tokenizer, the Process with its autocast"""
     process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
-    model, tokenizer = make_model(load_model(name))
+    model, tokenizer, _ = load_model(name)
     return model.to(process.device), tokenizer, process
 
 
@@ -349,41 +347,20 @@ def chat(name, config):
 # 5 exporting
 
 
-def write_model(name, folder):
-    """Write MODEL, a language model or a tuned one, into folder -> the library that loads it"""
-    saved = load_model(name)
-    if "task" in saved:
-        model, tokenizer, task = finetune.load_tuned(saved)
-        model.save_pretrained(folder, tokenizer, task)
-        if task.name == "embed":
-            return "sentence-transformers"
-        return "transformers' AutoModelForSequenceClassification.from_pretrained"
-    model, tokenizer = make_model(saved)
-    save_pretrained(model, folder, tokenizer.n_vocab, tokenizer.eot)
-    save_tokenizer(tokenizer, folder, model.config.block_size)
-    return "transformers' AutoModelForCausalLM.from_pretrained and for python play.py sample"
-
-
 def export(name, directory, config):
-    """Write MODEL into a new directory that transformers loads: completely, or not at all."""
-    folder = os.path.abspath(directory)
-    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+    """Write MODEL, a language model or a tuned one, into a new or empty directory for others."""
+    if os.path.lexists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
         raise UserError(f"{directory} is there already and is not empty: name a new directory")
-    # fill a directory beside it, then rename that: renaming is one step
-    temporary = f"{folder}{MARK}{os.getpid()}"
-    try:
-        os.makedirs(temporary)  # fails if it exists: then it belongs to somebody else
-    except OSError as e:
-        raise UserError(f"cannot make {temporary} ({e.strerror}): name another directory")
-    try:
-        library = write_model(name, temporary)
-        if os.path.isdir(folder):
-            os.rmdir(folder)
-        os.rename(temporary, folder)
-    except OSError as e:
-        raise UserError(f"cannot write {directory} ({e.strerror}): name another directory")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    library = "transformers' AutoModelForCausalLM.from_pretrained, and for python play.py sample"
+    if is_tuned(name):
+        model, tokenizer, _ = finetune.load_tuned(name)
+        save_tuned(model, directory, tokenizer, model.task, finetune.SPECIAL_TOKENS)
+        library = "transformers' AutoModelForSequenceClassification.from_pretrained"
+        if model.task.name == "embed":
+            library = "sentence-transformers"
+    else:
+        model, tokenizer, _ = load_model(name)
+        save_pretrained(model, directory, tokenizer)
     print(f"wrote {directory}, for {library}")
 
 
@@ -450,8 +427,9 @@ def print_history(saved):
 
 def info(name, config):
     """Print the size of MODEL, and what its checkpoint knows about the run."""
-    saved = load_model(name)
-    print_sizes(name, *make_model(saved))
+    load = finetune.load_tuned if is_tuned(name) else load_model
+    model, tokenizer, saved = load(name)
+    print_sizes(name, model, tokenizer)
     print_history(saved)
 
 

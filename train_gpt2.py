@@ -11,7 +11,7 @@ with it, build-nanogpt.
     python train_gpt2.py --init_from=gpt2 --max_steps=0       # evaluate OpenAI's GPT-2
 
 Contents
-    1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT; load_model, make_model
+    1 the model         GPTConfig, CausalSelfAttention, MLP, Block, GPT; load_model
     2 the settings      TrainConfig, PRESETS
     3 the data          DataLoaderLite
     4 many GPUs         Process, setup_distributed, wrap_model
@@ -29,7 +29,7 @@ Letters in shapes
 import math
 import time
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -273,19 +273,23 @@ class GPT(nn.Module):
 
 def load_model(name):
     """
-    Read a model by its name: gpt2 ... gpt2-xl, a checkpoint, a run's directory (its newest
-    checkpoint) or a Hugging Face directory -> dict with model (the weights), config, tokenizer,
-    path; a checkpoint adds step, position, optimizer and more
+    Read a language model by its name: gpt2 ... gpt2-xl, a Hugging Face directory, a checkpoint, or
+    the directory of a run (its newest checkpoint)
+    -> GPT in eval mode, on the CPU; its tokenizer; what the file says (dict): model (the weights),
+    config, tokenizer, path; a checkpoint adds step, position, optimizer and more
     """
-    return checkpoints.load_model(name, GPT.from_pretrained)
-
-
-def make_model(saved):
-    """A language model that load_model has read -> GPT in eval mode, on the CPU; its tokenizer"""
-    tokenizer = read_tokenizer(saved)
-    model = GPT(GPTConfig(**saved["config"]))
-    model.load_state_dict(saved["model"])
-    return model.eval(), tokenizer
+    path = checkpoints.find_file(name)
+    if path is None:
+        model = GPT.from_pretrained(name)
+        saved = {"model": model.state_dict(), "config": asdict(model.config),
+                 "tokenizer": hugging_face.read_tokenizer(name), "path": name}
+        tokenizer = read_tokenizer(saved)
+    else:
+        saved = checkpoints.read(path)
+        tokenizer = read_tokenizer(saved)
+        model = GPT(GPTConfig(**saved["config"]))
+        model.load_state_dict(saved["model"])
+    return model.eval(), tokenizer, saved
 
 
 # --------------------------------------------------------------------------------------------------

@@ -71,22 +71,27 @@ def choose_items(gpt_config, config, task, examples, process):
     on the fullest card. config: a TuneConfig; examples: the items to learn from -> B, number of
     micro-steps. Or a UserError.
     """
-    embeds = task.name == "embed"
+    embeds = task.num_outputs == 0
     share = config.batch // process.num_processes
     if share * process.num_processes != config.batch:
         raise UserError(f"--batch={config.batch} is not a multiple of {process.num_processes} "
                         f"processes: try --batch={max(1, share) * process.num_processes}")
-    most = config.B or share
-    if config.B == 0 and not embeds and process.card.kind == "cpu":
+    if config.B is not None and share % config.B != 0:
+        raise UserError(f"--B={config.B} does not divide the {share} items that a process takes in "
+                        f"a step: try --B={math.gcd(config.B, share)}")
+    most = share
+    if process.card.kind == "cpu" and not embeds:
         most = 8  # more gain nothing on a CPU, and need more padding
-    dividing = [B for B in range(min(most, share), 0, -1) if share % B == 0]
+    dividing = [B for B in range(most, 0, -1) if share % B == 0]
+    if config.B is not None:
+        dividing = [config.B]
     if embeds:  # a passage that is alone has no negatives
         dividing = [B for B in dividing if B * process.num_processes > 1]
-        if not dividing or config.B > 0 and config.B != dividing[0]:
-            raise UserError(f"embed learns from the other items of a micro batch: try a --batch "
-                            f"and a --B that divides it, as --batch={config.batch} --B={share}")
+        if not dividing:
+            raise UserError("embed learns from the other items of a micro-batch, so it needs "
+                            "several: try --batch=32 without --B")
     free = process.card.free
-    if config.B > 0 or free == math.inf:
+    if config.B is not None or free == math.inf:
         return dividing[0], share // dividing[0]
     for B in dividing:
         needed = items_need(B, gpt_config, config, task, examples, process)
@@ -108,6 +113,6 @@ def items_need(B, gpt_config, config, task, examples, process):
     needs = {**held(gpt_config, plain, process.num_processes),
              **step_needs(gpt_config, plain, size, compiled=False)}
     # the language-model loss: 16-bit logits, their float32 copy, log-softmax (see the tests)
-    with_lm = config.lm_weight > 0 and task.name != "embed"
+    with_lm = config.lm_weight > 0 and task.num_outputs > 0
     needs["logits"] = (12 * rows * T * gpt_config.vocab_size * with_lm, "")
     return 1e9 + 1.1 * total(needs)  # with the allowance of phases()

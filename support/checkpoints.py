@@ -8,7 +8,6 @@ import os
 import re
 import time
 import zipfile
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import torch
@@ -17,7 +16,6 @@ from support.arithmetic import SHAPE
 from support.console import UserError, is_first_process, one_line, print0
 from support.files import atomic_write
 from support.runlog import checkpoint_step, is_restart, list_all, read_identity
-from support.tokenizer import saved_spec
 
 
 # integers would load without an error, as weights that were rounded or scaled
@@ -73,26 +71,18 @@ def read(path):
     Missing entries get defaults: GPT-2's tokenizer, step 0, position 0. UserError for a file that
     is not a checkpoint, is damaged, or contains code.
     """
-    if not os.path.exists(path):
-        raise UserError(f"there is no model {path}: give a checkpoint such as log/model_19073.pt, "
-                        "a directory, or gpt2 ... gpt2-xl")
-    broken = f"{path} is not a usable checkpoint: "
+    checkpoint = unpickle(path)
     try:
         with zipfile.ZipFile(path) as z:
             damaged = z.testzip()  # torch.load checks no checksum and would load a flipped bit
-        # weights_only: only data, never the code that a pickle can contain. The original saved its
-        # config as an object of the class __main__.GPTConfig; this one name is allowed, and stands
-        # for a class that only holds values.
-        with torch.serialization.safe_globals([(SimpleNamespace, "__main__.GPTConfig")]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # torch's and zipfile's: no zip file, truncated, code inside
-        raise UserError(f"{broken}{one_line(e)}")
+    except zipfile.BadZipFile as e:
+        damaged = one_line(e)
     if damaged:
-        raise UserError(f"{broken}{damaged} is damaged")
-    if isinstance(checkpoint, dict) and "model_args" in checkpoint:
+        raise UserError(f"{path} is not a usable checkpoint: {damaged} is damaged")
+    if "model_args" in checkpoint:
         checkpoint = from_nanogpt(checkpoint, path)
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= {"model", "config"}:
-        raise UserError(f"{broken}it has no model and config")
+    if not checkpoint.keys() >= {"model", "config"}:
+        raise UserError(f"{path} is not a usable checkpoint: it has no model and config")
     defaults = {"tokenizer": {"name": "gpt2"}, "step": 0, "position": 0, "scaler": {},
                 "train_config": {}}
     checkpoint = {**defaults, **checkpoint, "path": path}
@@ -105,6 +95,22 @@ def read(path):
                            if not name.endswith((".attn.bias", ".attn.masked_bias"))}
     check_weights(checkpoint["model"], path)
     return checkpoint
+
+
+def unpickle(path):
+    """A file that torch.save wrote (dict) -> that dict; its tensors stay on the disk until used."""
+    if not os.path.exists(path):
+        raise UserError(f"there is no model {path}: give a checkpoint such as log/model_19073.pt, "
+                        "a directory, or gpt2 ... gpt2-xl")
+    try:
+        # weights_only: only data, never the code that a pickle can contain. The original saved its
+        # config as an object of the class __main__.GPTConfig; this one name is allowed, and stands
+        # for a class that only holds values.
+        with torch.serialization.safe_globals([(SimpleNamespace, "__main__.GPTConfig")]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # torch's and zipfile's: no zip file, truncated, code inside
+        raise UserError(f"{path} is not a usable checkpoint: {one_line(e)}")
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def from_nanogpt(checkpoint, path):
@@ -142,29 +148,22 @@ def check_weights(weights, path):
                             "infinite")
 
 
-def load_model(name, from_pretrained):
+def find_file(name):
     """
-    A checkpoint, the directory of a run (its newest checkpoint), a Hugging Face directory or gpt2
-    ... gpt2-xl -> dict of model (weights), config, tokenizer (its spec), path; from a checkpoint
-    also step, position, optimizer, ... from_pretrained: reads a Hugging Face model -> GPT
+    What stands for a model on a command line -> the path of a checkpoint; None for a Hugging Face
+    directory and for gpt2 ... gpt2-xl. Of a run's directory it is the newest checkpoint.
     """
     of_run = list_all(name)
     if of_run:
-        return read(of_run[-1])
-    if not os.path.isdir(name) and not re.fullmatch("gpt2(-medium|-large|-xl)?", name):
-        return read(name)
-    model = from_pretrained(name)
-    return {"model": model.state_dict(), "config": asdict(model.config),
-            "tokenizer": saved_spec(name), "path": name}
+        return of_run[-1]
+    is_theirs = os.path.isdir(name) or re.fullmatch("gpt2(-medium|-large|-xl)?", name)
+    return None if is_theirs else name
 
 
-def load_weights(model, weights, source):
-    """Copy a state dict into a model. UserError unless all names and shapes are the model's."""
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        raise UserError(f"the weights in {source} do not fit the model: "
-                        f"{' '.join(str(e).split())[:300]}")
+def is_tuned(name):
+    """Is this the name of a model that finetune.py has tuned for a task?"""
+    path = find_file(name)
+    return path is not None and "task" in unpickle(path)
 
 
 # --- resume: the same data, the same moments ------------------------------------------------------

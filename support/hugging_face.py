@@ -1,22 +1,23 @@
 """
-GPT-2 in Hugging Face's formats, in and out. Come here when a directory is refused, or when another
-program cannot read ours. (tokenizer.py writes the tokenizer's files.)
+GPT-2 in Hugging Face's formats, in and out. transformers reads and writes the files; here is what
+it is asked for, and which models our GPT can express. Come here when a directory is refused, or
+when another program cannot read ours.
 """
 import contextlib
 import json
 import os
+import tempfile
 
 import torch
 
-from support.arithmetic import SHAPE
-from support.console import UserError, one_line
-from support.files import atomic_write
+from support.console import UserError, one_line, print0
+from support.files import asset
+from support.tokenizer import GPT2Tokenizer, identify
 
 # our GPT is a GPT-2 with exactly these values in its config
 SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False, "tie_word_embeddings": True}
-THEIR_NAMES = {"block_size": "n_positions"}  # the other names are the same
 # the weights of OpenAI's Conv1D layers have the shape (in, out), those of nn.Linear (out, in)
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -97,16 +98,74 @@ def check_weights(model, report, name):
             raise UserError(f"cannot load {name}: it {problem} {', '.join(sorted(keys)[:3])}")
 
 
-def save_pretrained(model, folder, n_vocab=None, eot=50256):
+def read_tokenizer(name):
     """
-    Write a GPT to a folder that transformers' AutoModelForCausalLM loads. n_vocab: size of the
-    vocabulary; the padding rows after it are left out. Raises OSError.
+    The tokenizer of a Hugging Face model, gpt2 ... gpt2-xl or a directory -> its spec, as in
+    support/tokenizer.py. A directory without one is assumed to have GPT-2's.
     """
+    if not os.path.isdir(name):
+        return {"name": "gpt2"}
+    path = os.path.join(name, "tokenizer.json")
+    try:
+        if os.path.isfile(path):
+            # read as it is: AutoTokenizer would split words as GPT-2 does, whatever the file says,
+            # because the model beside it is a GPT-2
+            with open(path, encoding="utf-8") as f:
+                return identify(f.read())
+        if os.path.isfile(os.path.join(name, "vocab.json")):
+            from transformers import AutoTokenizer
+            with quiet_transformers():
+                fast = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            return identify(fast.backend_tokenizer.to_str())
+    except Exception as e:  # transformers' and tokenizers', of many kinds
+        raise UserError(f"cannot load the tokenizer of {name}: {one_line(e)}")
+    print0(f"{name} has no tokenizer: GPT-2's is assumed")
+    return {"name": "gpt2"}
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+def save_pretrained(model, folder, tokenizer):
+    """
+    Write a GPT and its tokenizer into a folder that transformers' AutoModelForCausalLM loads. The
+    rows that pad the vocabulary are left out. UserError if it cannot be written.
+    """
+    from transformers import GPT2LMHeadModel
+    n_vocab = tokenizer.n_vocab
     weights = transposed(model.state_dict())
-    head = weights.pop("lm_head.weight")[:n_vocab]
-    weights["transformer.wte.weight"] = head  # tied, stored once
-    shape = {name: getattr(model.config, name) for name in SHAPE}
-    write(folder, {**shape, "vocab_size": len(head)}, eot, weights)
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = weights[name][:n_vocab]
+    theirs = GPT2LMHeadModel(their_config(model.config, tokenizer, vocab_size=n_vocab))
+    theirs.load_state_dict(weights)
+    write(folder, theirs, fast_tokenizer(tokenizer, model.config.block_size))
+
+
+def save_tuned(model, folder, tokenizer, task, special_tokens):
+    """
+    Write a model that was tuned for a task: classify and entail for transformers, embed for
+    sentence-transformers. special_tokens: start, delimiter, extract and padding, whose ids follow
+    the tokenizer's. UserError for other tasks, and if it cannot be written.
+    """
+    import transformers
+    if task.name not in ("classify", "entail", "embed"):
+        raise UserError(f"the model is tuned for {task.name}, which reads several rows for an "
+                        "answer: transformers has no model for that. Use python finetune.py "
+                        "predict")
+    weights = transposed(model.state_dict())
+    del weights["lm_head.weight"]  # the models there have no such head
+    config = their_config(model.config, tokenizer, pad_token_id=model.config.vocab_size - 1,
+                          id2label=dict(enumerate(map(str, task.labels))) or None)
+    if task.name == "embed":
+        theirs = transformers.GPT2Model(config)
+        weights = {name.removeprefix("transformer."): w for name, w in weights.items()}
+    else:
+        theirs = transformers.GPT2ForSequenceClassification(config)
+    theirs.load_state_dict(weights)
+    # the tokenizer writes the special tokens around a text, as finetune.py does, but not for embed
+    fast = fast_tokenizer(tokenizer, model.config.block_size, special_tokens, task.name != "embed")
+    write(folder, theirs, fast)
+    if task.name == "embed":
+        write_pooling(folder, model.config)
 
 
 def transposed(weights):
@@ -114,66 +173,108 @@ def transposed(weights):
     return {key: w.t() if key.endswith(CONV1D) else w for key, w in weights.items()}
 
 
-def write(folder, shape, eot, weights, more=None):
-    """
-    Write the files that transformers loads: the weights (dict, with its names and layouts),
-    config.json and generation_config.json. more: further entries of config.json (dict), for models
-    with another head. Raises OSError.
-    """
-    from safetensors.torch import save
-    tokens = {"bos_token_id": eot, "eos_token_id": eot}
-    theirs = {THEIR_NAMES.get(ours, ours): n for ours, n in shape.items()}
-    config = {"architectures": ["GPT2LMHeadModel"], **theirs, **SAME, "n_inner": None, **tokens,
-              **(more or {})}
-    weights = {name: w.detach().contiguous() for name, w in weights.items()}
-    generation = {**tokens, "transformers_version": "4.50.0"}
-    files = {"model.safetensors": save(weights, {"format": "pt"}),
-             "config.json": json.dumps(config).encode(),
-             "generation_config.json": json.dumps(generation).encode()}
-    os.makedirs(folder, exist_ok=True)
-    for file, data in files.items():
-        with atomic_write(os.path.join(folder, file)) as f:
-            f.write(data)
+def their_config(config, tokenizer, **more):
+    """A GPTConfig -> transformers' GPT2Config"""
+    from transformers import GPT2Config
+    shape = dict(n_positions=config.block_size, vocab_size=config.vocab_size,
+                 n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    return GPT2Config(**{**shape, "bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot,
+                         **more})
 
 
-def write_tuned(folder, config, weights, tokenizer, task, pad):
+def write(folder, *parts):
     """
-    Write a model that was tuned for a task: classify and entail for transformers, embed for
-    sentence-transformers. pad: the id of padding. Raises OSError, and UserError for other tasks.
+    Let transformers write a model and a tokenizer, and move their files into a folder: config.json
+    last, because without it the folder is not yet a model.
     """
-    if task.name not in ("classify", "entail", "embed"):
-        raise UserError(f"the model is tuned for {task.name}, which reads several rows for an "
-                        "answer: transformers has no model for that. Use python finetune.py "
-                        "predict")
-    shape = {name: getattr(config, name) for name in SHAPE}
-    more = {"pad_token_id": pad, "architectures": ["GPT2Model"]}
-    if task.name != "embed":
-        names = [str(label) for label in task.labels]
-        more.update(architectures=["GPT2ForSequenceClassification"],
-                    id2label=dict(enumerate(names)),
-                    label2id={name: i for i, name in enumerate(names)})
-    write(folder, shape, tokenizer.eot, weights, more)
-    if task.name == "embed":
-        write_pooling(folder, config.n_embd, config.block_size)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary, quiet_transformers():
+            for part in parts:
+                part.save_pretrained(temporary)
+            for name in sorted(os.listdir(temporary), key="config.json".__eq__):
+                os.replace(os.path.join(temporary, name), os.path.join(folder, name))
+    except Exception as e:  # of the disk, of transformers, safetensors or tokenizers
+        raise UserError(f"cannot write {folder} ({one_line(e)}): name another directory")
 
 
-def write_pooling(folder, n_embd, block_size):
+def write_pooling(folder, config):
     """
     Write what else sentence-transformers needs to compute the vectors of finetune.py's embed: the
-    list of its three modules, and the settings of the first two. Raises OSError.
+    list of its three modules, and the settings of the first two.
     """
     kinds = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"),
              ("2", "2_Normalize", "Normalize"))
     modules = [{"idx": int(number), "name": number, "path": path,
                 "type": f"sentence_transformers.models.{kind}"} for number, path, kind in kinds]
     # a weighted mean: token t has weight t, padding has weight 0
-    pooling = {"word_embedding_dimension": n_embd, "pooling_mode_mean_tokens": False,
+    pooling = {"word_embedding_dimension": config.n_embd, "pooling_mode_mean_tokens": False,
                "pooling_mode_weightedmean_tokens": True}
-    files = {"modules.json": modules,
-             "sentence_bert_config.json": {"max_seq_length": block_size, "do_lower_case": False},
-             "1_Pooling/config.json": pooling}
+    transformer = {"max_seq_length": config.block_size, "do_lower_case": False}
     for path in ("1_Pooling", "2_Normalize"):
         os.makedirs(os.path.join(folder, path), exist_ok=True)
-    for file, content in files.items():
-        with atomic_write(os.path.join(folder, file)) as f:
-            f.write(json.dumps(content).encode())
+    for file, content in {"modules.json": modules, "sentence_bert_config.json": transformer,
+                          "1_Pooling/config.json": pooling}.items():
+        with open(os.path.join(folder, file), "w", encoding="utf-8") as f:
+            json.dump(content, f)
+
+
+def fast_tokenizer(tokenizer, block_size, special_tokens=(), written=False):
+    """
+    One of our tokenizers -> transformers' PreTrainedTokenizerFast. special_tokens, written: of a
+    tuned model, see add_special_tokens
+    """
+    from transformers import PreTrainedTokenizerFast
+    hf = hugging_face_tokenizer(tokenizer)
+    names = {}
+    if special_tokens:
+        add_special_tokens(hf, special_tokens, tokenizer.n_vocab, written)
+        names["pad_token"] = special_tokens[-1]
+    if tokenizer.eot is not None:
+        names["bos_token"] = names["eos_token"] = hf.id_to_token(tokenizer.eot)
+    return PreTrainedTokenizerFast(tokenizer_object=hf, model_max_length=block_size,
+                                   clean_up_tokenization_spaces=False, **names)
+
+
+def hugging_face_tokenizer(tokenizer):
+    """One of our tokenizers -> the same as a tokenizers.Tokenizer"""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    spec = tokenizer.spec
+    if spec["name"] == "bpe":
+        return Tokenizer.from_str(spec["json"])
+    if spec["name"] == "gpt2":
+        # tokenizer.json lists merges, assets/gpt2.tiktoken only ranks: the converter finds the
+        # two tokens that each one was merged from
+        converter = TikTokenConverter(asset("gpt2.tiktoken"), pattern=GPT2Tokenizer.PATTERN,
+                                      extra_special_tokens=["<|endoftext|>"])
+        return converter.converted()
+    # each character is a word, and decoding puts nothing between words
+    ids = {c: i for i, c in enumerate(tokenizer.chars)}
+    hf = Tokenizer(models.WordLevel(ids, unk_token="no such character"))
+    hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    hf.decoder = decoders.Fuse()
+    hf.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
+    return hf
+
+
+def add_special_tokens(hf, special_tokens, n_vocab, written):
+    """
+    Add the special tokens of a tuned model to a tokenizers.Tokenizer, with the ids from n_vocab on.
+    written: does the tokenizer itself put start, delimiter and extract around each text?
+    """
+    from tokenizers import AddedToken
+    from tokenizers.processors import TemplateProcessing
+    hf.add_special_tokens([AddedToken(token, normalized=False, special=True)
+                           for token in special_tokens])
+    ids = {token: hf.token_to_id(token) for token in special_tokens}
+    if list(ids.values()) != list(range(n_vocab, n_vocab + len(ids))):
+        raise UserError("this model's tokenizer has gaps between its ids, or these special tokens "
+                        "already: it cannot be exported")
+    # this replaces what the tokenizer may put around a text, which we never use
+    single, pair = "$A", "$A $B"
+    start, delimiter, extract, _ = special_tokens
+    if written:
+        single, pair = f"{start} $A {extract}", f"{start} $A {delimiter} $B {extract}"
+    hf.post_processor = TemplateProcessing(single=single, pair=pair,
+                                           special_tokens=list(ids.items())[:3])

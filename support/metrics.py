@@ -88,59 +88,50 @@ def bm25(queries, passages):
     return np.stack([index.get_scores(words(query)) for query in queries])
 
 
-LIBRARIES = {"embed": ["rank_bm25"], "compare": ["scipy.stats", "sklearn.metrics"],
-             "classify": ["sklearn.metrics"], "entail": ["sklearn.metrics"], "choose": []}
-
-
-def import_libraries(task):
-    """What the figures of a task need: it should be missing before the training, not after it."""
-    for name in LIBRARIES[task.name]:
+def import_libraries(names):
+    """What the figures of a task need: if it is missing, say so before training and not after."""
+    for name in names:
         importlib.import_module(name)
 
 
-def measure(task, examples, scores):
-    """
-    The examples of a task, and the scores that a model gives them: (n, answers), of embed the
-    vectors (n, 2, C) of query and passage -> {metric: value}
-    """
-    scores = np.asarray(scores)
-    targets = [example.target for example in examples]
-    if task.name == "embed":
-        query_keys, passage_keys = zip(*[example.keys for example in examples], strict=True)
-        similarities = scores[:, 0] @ scores[:, 1].T
-        return search_quality(own_ranks(similarities, query_keys, passage_keys))
-    if task.has_scores:
-        spearman, pearson = correlations(targets, scores[:, 0].tolist())
-        return {"spearman": spearman, "pearson": pearson}
-    answers = scores.argmax(axis=1).tolist()
-    share, error = accuracy([answer == target for answer, target
-                             in zip(answers, targets, strict=True)])
+# --- the figures of a task ------------------------------------------------------------------------
+
+def of_labels(targets, answers, labels):
+    """Numbers of the right labels and of the predicted ones (lists of int) -> {metric: value}"""
+    share, error = accuracy([a == b for a, b in zip(targets, answers, strict=True)])
     found = {"accuracy": share, "error": error}
-    if len(task.labels) == 2:
+    if len(labels) == 2:
         found["f1"] = f1(targets, answers)
     return found
 
 
-def baseline(task, train, val):
-    """What knows nothing reaches on the items of val: the first thing to compare a result with."""
-    if task.name == "embed":
-        queries, passages = [item.texts[0] for item in val], [item.texts[1] for item in val]
-        ranks = own_ranks(bm25(queries, passages), queries, passages)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in search_quality(ranks).items())
-        return (f"among {len(val)} passages chance finds the right one first with "
-                f"{1 / len(val):.4f}, counting words (BM25): {text}")
-    if task.has_scores:
-        return ("knowing nothing, the mean score for all, has a validation loss near 1 and no "
-                "correlation")
-    if task.name == "choose":
-        chance = np.mean([1 / (len(item.texts) - 1) for item in val])
-        return f"knowing nothing, any ending, is right on {100 * chance:.1f}% of val"
-    answer, share = majority(train, val)
-    return f"knowing nothing, always {answer!r}, is right on {100 * share:.1f}% of val"
+def of_scores(targets, scores):
+    """Right and predicted scores (lists of float) -> {metric: value}"""
+    spearman, pearson = correlations(targets, scores)
+    return {"spearman": spearman, "pearson": pearson}
 
 
-def majority(train, val):
-    """The most frequent answer in train -> the answer, the share of val for which it is right"""
-    answer = Counter(item.answer for item in train).most_common(1)[0][0]
-    right = sum(item.answer == answer for item in val)
-    return answer, right / len(val)
+def of_search(similarities, text_ids):
+    """
+    similarities (n, n), query i to passage j; text_ids: for each pair a number of its query and one
+    of its passage, equal for equal texts -> {metric: value}
+    """
+    query_ids, passage_ids = zip(*text_ids, strict=True)
+    return search_quality(own_ranks(similarities, query_ids, passage_ids))
+
+
+# --- baselines: what is reached without a model, to compare each result with ----------------------
+
+def majority_baseline(train, val, labels):
+    """Always the most frequent answer of train; train, val: lists of labels -> a line"""
+    answer = Counter(train).most_common(1)[0][0]
+    line = f"baseline: always {answer!r} is right for {val.count(answer) / len(val):.1%} of val"
+    return line + (f"; f1 is that of the label {labels[1]!r}" if len(labels) == 2 else "")
+
+
+def search_baseline(queries, passages):
+    """Chance, and counting words (BM25); passages[i] answers queries[i] -> a line"""
+    ranks = own_ranks(bm25(queries, passages), queries, passages)
+    text = ", ".join(f"{name} {value:.4f}" for name, value in search_quality(ranks).items())
+    return (f"baseline: among {len(queries)} passages chance finds the right one first with "
+            f"{1 / len(queries):.4f}, counting words (BM25): {text}")

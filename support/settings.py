@@ -38,8 +38,8 @@ class Settings(NamedTuple):
 
 def resolve(argv, doc, gpt_class, train_class, presets, load_model):
     """
-    Read the command line, and the checkpoint or model that it names -> Settings. load_model: name
-    -> dict, for --init_from. --estimate, like --help, prints and exits.
+    Read the command line, and the checkpoint or model that it names -> Settings. load_model: reads
+    --init_from. --estimate, like --help, prints and exits.
     """
     typed = parse(argv, doc, gpt_class, train_class, presets=presets)
     preset = presets[typed.get("preset", "gpt2")]
@@ -50,7 +50,7 @@ def resolve(argv, doc, gpt_class, train_class, presets, load_model):
     checkpoint = checkpoints.find(config.resume, log_dir, config.init_from)
     start = checkpoint
     if start is None and config.init_from:
-        start = load_model(config.init_from)
+        _, _, start = load_model(config.init_from)
     if start is not None and "task" in start:
         raise UserError(f"{start['path']} is tuned for a task: only python finetune.py goes on "
                         "with it")

@@ -30,9 +30,8 @@ Each tokenizer is an object with
 Contents
     1 tokenizers            GPT2Tokenizer, CharTokenizer, BPETokenizer; token_bytes
     2 training BPE          train_bpe
-    3 which tokenizer       make_tokenizer, load_tokenizer
+    3 which tokenizer       make_tokenizer, load_tokenizer, identify
     4 reading a text        read_text, tokenize_file
-    5 Hugging Face's files  save_tokenizer, saved_spec
 """
 import base64
 import functools
@@ -45,7 +44,7 @@ import re
 import numpy as np
 
 from support.console import UserError, one_line
-from support.files import asset, atomic_write, read_json
+from support.files import asset
 
 # --------------------------------------------------------------------------------------------------
 # 1 tokenizers
@@ -275,6 +274,25 @@ def load_tokenizer(spec):
     return BPETokenizer(spec["json"])
 
 
+def identify(text):
+    """
+    The contents of a tokenizer.json -> the spec of that tokenizer. Two of ours are recognized, so
+    that a model which comes back from Hugging Face's format is again one with GPT-2's tokenizer,
+    which HellaSwag needs, or with a tokenizer of characters.
+    """
+    model = json.loads(text)["model"]
+    if model["type"] == "WordLevel":
+        tokens = sorted(model["vocab"], key=model["vocab"].get)
+        if tokens[0] == "<|endoftext|>" and all(len(token) == 1 for token in tokens[1:]):
+            return {"name": "char", "chars": "".join(tokens[1:])}
+    letters = byte_letters()
+    gpt2 = gpt2_tokenizer()
+    vocab = {"".join(letters[b] for b in token_bytes(gpt2, i)): i for i in range(gpt2.eot)}
+    # the vocabulary also gives the merges, whose order is that of the ids
+    theirs = {token: i for token, i in model["vocab"].items() if token != "<|endoftext|>"}
+    return {"name": "gpt2"} if theirs == vocab else {"name": "bpe", "json": text}
+
+
 # --------------------------------------------------------------------------------------------------
 # 4 reading a text
 
@@ -310,103 +328,3 @@ def tokenize_file(path, tokenizer_name):
                         f"tokens to train on and {len(val)} for validation, and a batch needs "
                         "B * T + 1, at least 2", who="node")
     return tokenizer, [train], [val]
-
-
-# --------------------------------------------------------------------------------------------------
-# 5 Hugging Face's files
-
-def saved_spec(folder):
-    """
-    The spec of the tokenizer in a Hugging Face directory: `play.py export` wrote it into the
-    directory; any other GPT-2 has GPT-2's tokenizer.
-    """
-    path = os.path.join(folder, "tokenizer_spec.json")
-    return read_json(path) if os.path.isfile(path) else {"name": "gpt2"}
-
-
-def save_tokenizer(tokenizer, folder, block_size, marks=(), written=False):
-    """
-    Write the files that transformers' AutoTokenizer reads, and tokenizer_spec.json, which we read.
-    marks, written: for a model that was tuned for a task, see add_marks
-    """
-    hf = hugging_face_tokenizer(tokenizer)
-    if marks:
-        add_marks(hf, marks, tokenizer.n_vocab, written)
-    named = {"pad_token": marks[-1]} if marks else {}
-    if tokenizer.eot is not None:
-        named |= dict.fromkeys(("bos_token", "eos_token"), hf.id_to_token(tokenizer.eot))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
-              "clean_up_tokenization_spaces": False, **named}
-    texts = {"tokenizer.json": hf.to_str(), "tokenizer_config.json": json.dumps(config),
-             "special_tokens_map.json": json.dumps(named),
-             "tokenizer_spec.json": json.dumps(tokenizer.spec)}
-    for name, text in texts.items():
-        with atomic_write(os.path.join(folder, name), "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-
-
-def hugging_face_tokenizer(tokenizer):
-    """One of our tokenizers -> the same as a tokenizers.Tokenizer"""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    spec = tokenizer.spec
-    if spec["name"] == "bpe":
-        return Tokenizer.from_str(spec["json"])
-    if spec["name"] == "char":
-        ids = {c: i for i, c in enumerate(tokenizer.chars)}
-        hf = Tokenizer(models.WordLevel(ids, unk_token="no such character"))
-        # each character is a word, and decoding puts nothing between words
-        hf.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        hf.decoder = decoders.Fuse()
-    else:
-        hf = Tokenizer(gpt2_model(tokenizer))
-        hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT2Tokenizer.PATTERN
-        hf.decoder = decoders.ByteLevel()
-    hf.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
-    return hf
-
-
-def gpt2_model(tokenizer):
-    """GPT2Tokenizer -> tokenizers.models.BPE, which needs the merges and not only the ranks"""
-    from tokenizers import models
-    tokens = [tokenizer.bpe.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
-    ranks = {token: i for i, token in enumerate(tokens)}
-    letters = byte_letters()
-
-    def spell(token):
-        return "".join(letters[b] for b in token)
-    merges = [tuple(map(spell, last_merge(token, ranks))) for token in tokens if len(token) > 1]
-    return models.BPE({spell(token): i for token, i in ranks.items()}, merges)
-
-
-def last_merge(token, ranks):
-    """
-    The two tokens that BPE merges into this one (all are bytes): apply the merges, lowest rank
-    first, until two parts are left.
-    """
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        i = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
-
-
-def add_marks(hf, marks, n_vocab, written):
-    """
-    Add the special tokens of a tuned model to a tokenizers.Tokenizer, with the ids from n_vocab on.
-    marks: the tokens that start a text, separate two texts, end a text, and padding. written: does
-    the tokenizer itself put the first three around each text?
-    """
-    from tokenizers import AddedToken
-    from tokenizers.processors import TemplateProcessing
-    hf.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
-    ids = {mark: hf.token_to_id(mark) for mark in marks}
-    if list(ids.values()) != list(range(n_vocab, n_vocab + len(marks))):
-        raise UserError("this model's tokenizer has gaps between its ids, or the marks already: it "
-                        "cannot be exported")
-    # this replaces what the tokenizer may put around a text, which we never use
-    single, pair = "$A", "$A $B"
-    start, delimiter, extract, _ = marks
-    if written:
-        single, pair = f"{start} $A {extract}", f"{start} $A {delimiter} $B {extract}"
-    hf.post_processor = TemplateProcessing(
-        single=single, pair=pair, special_tokens=[(mark, ids[mark]) for mark in marks[:3]])

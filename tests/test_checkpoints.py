@@ -277,7 +277,7 @@ def test_a_checkpoint_of_nanogpt(bias, tmp_path):
             if bias or not name.endswith(".bias"):
                 p.add_(0.1 * torch.randn_like(p))
     save_nanogpt(tmp_path / "ckpt.pt", model, bias)
-    again, tokenizer = train_gpt2.make_model(train_gpt2.load_model(str(tmp_path / "ckpt.pt")))
+    again, tokenizer, _ = train_gpt2.load_model(str(tmp_path / "ckpt.pt"))
     idx = torch.randint(50257, (2, 16))
     assert again(idx)[0].equal(model(idx)[0]) and tokenizer.spec["name"] == "gpt2"
     line = refusal(checkpoints.read_state, str(tmp_path / "ckpt.pt"), "")

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 import finetune
 import play
 import train_gpt2
-from finetune import MARKS, Example, Task, TunedGPT, TuneConfig, fit, start_model, write_rows
+from finetune import (SPECIAL_TOKENS, TASKS, Classify, Embed, Example, TunedGPT, TuneConfig, from_language_model,
+                      truncate)
 from support import tasks
 from support.batch import choose_items
-from support.console import missing_package
-from support.hugging_face import transposed
+from support.console import UserError, missing_package
+from support.hugging_face import save_tuned, transposed
 from support.tokenizer import make_tokenizer
 from train_gpt2 import GPT, GPTConfig
 
@@ -63,57 +64,67 @@ def tune(tmp_path, language_model):
 
 
 def tuned(folder):
-    """The directory of a run -> the TunedGPT, its tokenizer, its Task"""
-    return finetune.load_tuned(finetune.load_model(str(folder)))
+    """The directory of a run -> the TunedGPT and its tokenizer"""
+    model, tokenizer, _ = finetune.load_tuned(str(folder))
+    return model, tokenizer
 
 
 def examples_of(task, folder):
-    model, tokenizer, what = tuned(folder)
-    path = folder.parent / f"{task}.jsonl"
-    items = finetune.read_items(str(path), task)
-    return model, what, finetune.make_examples(items, what, tokenizer, model.config.block_size, "items")
+    model, tokenizer = tuned(folder)
+    items = tasks.read_training_items(str(folder.parent / f"{task}.jsonl"), model.task)
+    return model, finetune.make_examples(items, model.task, tokenizer, model.config.block_size, "items")
 
 
 # --- how a task is put to a model -----------------------------------------------------------------
 
+def rows(task, texts):
+    return TASKS[task]().rows(texts, range(100, 104))
+
+
 def test_five_ways_to_write_an_input():
     """GPT-1's figure 1: 100 starts a row, 101 stands between two texts, 102 is where the answer is read."""
     a, b, c = [1, 2], [3], [4, 5, 6]
-    assert write_rows("classify", [a], 100) == [[100, 1, 2, 102]]
-    assert write_rows("entail", [a, b], 100) == [[100, 1, 2, 101, 3, 102]]
-    assert write_rows("compare", [a, b], 100) == [[100, 1, 2, 101, 3, 102], [100, 3, 101, 1, 2, 102]]
-    assert write_rows("choose", [a, b, c], 100) == [[100, 1, 2, 101, 3, 102], [100, 1, 2, 101, 4, 5, 6, 102]]
-    assert write_rows("embed", [a, b], 100) == [a, b]
+    assert rows("classify", [a]) == [[100, 1, 2, 102]]
+    assert rows("entail", [a, b]) == [[100, 1, 2, 101, 3, 102]]
+    assert rows("compare", [a, b]) == [[100, 1, 2, 101, 3, 102], [100, 3, 101, 1, 2, 102]]
+    assert rows("choose", [a, b, c]) == [[100, 1, 2, 101, 3, 102], [100, 1, 2, 101, 4, 5, 6, 102]]
+    assert rows("embed", [a, b]) == [a, b]
 
 
 @pytest.mark.parametrize("task", FILES)
 def test_a_long_text_is_cut_where_it_costs_least(task):
-    """An end, of two texts that of the longer; of a context its beginning, since the endings follow its end."""
+    """An end, of two texts the longer one's; of a context its beginning, since the endings follow its end."""
     long, short = list(range(30)), [90, 91]
-    parts = {"classify": [long], "embed": [long, short], "choose": [long, short, [80]]}.get(task, [short, long])
-    rows = write_rows(task, fit(task, parts, 16), 100)
-    assert max(map(len, rows)) == 16  # as much as there is room for
-    text = [i for i in rows[0] if i < 30]
+    texts = {"classify": [long], "embed": [long, short], "choose": [long, short, [80]]}.get(task, [short, long])
+    made = rows(task, TASKS[task]().truncate(texts, 16))
+    assert max(map(len, made)) == 16  # as much as there is room for
+    text = [i for i in made[0] if i < 30]
     assert text == (long[-len(text):] if task == "choose" else long[: len(text)])
     if task != "classify":
-        assert all(any(i in row for row in rows) for i in short)
-    assert fit(task, [part[:3] for part in parts], 16) == [part[:3] for part in parts]
+        assert all(any(i in row for row in made) for i in short)
+    assert TASKS[task]().truncate([text[:3] for text in texts], 16) == [text[:3] for text in texts]
+
+
+def test_the_longest_text_is_cut_first():
+    """Two long texts end up equally long; the texts themselves stay as they are."""
+    texts = [list(range(10)), list(range(9)), [1]]
+    assert list(map(len, truncate(texts, 12))) == [6, 5, 1] and len(texts[0]) == 10
 
 
 def test_padding_never_changes_a_score(tune):
     """A batch of one is a batch of many: for every task, to the rounding of a product in another order."""
     for task in FILES:
-        model, what, examples = examples_of(task, tune(task, task))
-        together = finetune.score(model, examples, what, a_process())
+        model, examples = examples_of(task, tune(task, task))
+        together = finetune.predict_scores(model, examples, a_process())
         for example, scores in zip(examples[-3:], together[-3:], strict=True):
-            alone = finetune.score(model, [example], what, a_process())[0]
+            alone = finetune.predict_scores(model, [example], a_process())[0]
             assert torch.allclose(alone, scores[: len(alone)], atol=1e-5), task
             assert (scores[len(alone) :] == -torch.inf).all()  # an ending that is not there
 
 
 def test_pooling_is_at_the_last_token_of_the_text():
     """Whatever stands in the padding, the score is that of the row alone."""
-    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("classify", [0, 1])).eval()
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), Classify([0, 1])).eval()
     row = torch.tensor([[100, 5, 6, 102]])
     padded = torch.tensor([[100, 5, 6, 102, 103, 103, 7]])
     with torch.no_grad():
@@ -123,15 +134,15 @@ def test_pooling_is_at_the_last_token_of_the_text():
 
 def test_the_order_of_a_pair_does_not_matter(tune):
     """compare reads both orders, and adds: so "a like b" is as true as "b like a"."""
-    model, what, examples = examples_of("compare", tune("compare", "run"))
+    model, examples = examples_of("compare", tune("compare", "run"))
     other = [Example(e.rows[::-1], e.target) for e in examples]
-    assert torch.allclose(finetune.score(model, examples, what, a_process()),
-                          finetune.score(model, other, what, a_process()), atol=1e-6)
+    assert torch.allclose(finetune.predict_scores(model, examples, a_process()),
+                          finetune.predict_scores(model, other, a_process()), atol=1e-6)
 
 
 def test_the_language_model_loss_is_pretrainings():
     """It is the mean over a row's text tokens, marks and padding are no targets, and only texts' tokens are rivals."""
-    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("classify", [0, 1])).eval()
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), Classify([0, 1])).eval()
     ids, lengths = torch.tensor([[100, 5, 6, 7, 102], [100, 8, 102, 103, 103]]), torch.tensor([5, 3])
     with torch.no_grad():
         _, losses = model(ids, lengths, with_lm=True)
@@ -144,7 +155,7 @@ def test_the_language_model_loss_is_pretrainings():
 
 def test_a_later_token_counts_more_in_a_vector():
     """SGPT: the t-th token t times. The vectors have length one."""
-    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, Task("embed", [])).eval()
+    model = TunedGPT(GPTConfig(16, 104, 2, 2, 32), Embed()).eval()
     ids = torch.tensor([[5, 6, 7, 103]])
     with torch.no_grad():
         hidden = model.hidden(ids)
@@ -174,13 +185,14 @@ def test_a_query_finds_its_passage_among_those_of_all_processes():
 
 
 def test_new_rows_come_after_the_tokenizers(language_model):
-    """What the model knew stays; pretraining's padding gives way to four marks; random weights know nothing."""
-    saved = train_gpt2.load_model(language_model)
-    model, tokenizer = start_model(saved, Task("classify", [0, 1]))
-    n, old, new = tokenizer.n_vocab, saved["model"]["transformer.wte.weight"], model.transformer.wte.weight
-    assert new.shape == (n + len(MARKS), 32)
+    """What the model knew stays; pretraining's padding makes way for four new tokens; random weights know nothing."""
+    pretrained, tokenizer, _ = train_gpt2.load_model(language_model)
+    model = from_language_model(pretrained, tokenizer.n_vocab, Classify([0, 1]))
+    n, old, new = tokenizer.n_vocab, pretrained.transformer.wte.weight, model.transformer.wte.weight
+    assert new.shape == (n + len(SPECIAL_TOKENS), 32) and model.lm_head.weight is new
     assert torch.equal(new[:n], old[:n]) and not torch.equal(new[n:], old[n : n + 4])
-    model, _ = start_model(saved, Task("classify", [0, 1]), random_weights=True)
+    assert torch.equal(model.transformer.h[1].mlp.c_fc.weight, pretrained.transformer.h[1].mlp.c_fc.weight)
+    model = from_language_model(pretrained, tokenizer.n_vocab, Classify([0, 1]), random_weights=True)
     assert not torch.equal(model.transformer.wte.weight[:n], old[:n])
 
 
@@ -189,9 +201,9 @@ def test_new_rows_come_after_the_tokenizers(language_model):
 def test_twenty_steps_are_those_of_transformers(tmp_path):
     """GPT2ForSequenceClassification from the same weights: the same losses, and the same weights in the end."""
     transformers = pytest.importorskip("transformers")
-    task = Task("classify", [0, 1, 2])
+    task = Classify([0, 1, 2])
     torch.manual_seed(0)
-    ours = TunedGPT(GPTConfig(16, 104, 2, 2, 32), 100, task).train()
+    ours = TunedGPT(GPTConfig(16, 104, 2, 2, 32), task).train()
     shape = dict(n_positions=16, vocab_size=104, n_layer=2, n_head=2, n_embd=32, num_labels=3, pad_token_id=103)
     dropouts = dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     theirs = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**shape, **dropouts)).train()
@@ -232,7 +244,7 @@ def test_a_task_is_learned(task, tune, tmp_path):
 @pytest.mark.parametrize("tune_what, moved", [("head", {"score.weight"}), ("biases", {"bias", "score.weight"})])
 def test_what_learns(tune_what, moved, tune, language_model):
     """A linear probe moves the head alone; BitFit the head and every bias."""
-    before = train_gpt2.load_model(language_model)["model"]
+    before = train_gpt2.load_model(language_model)[2]["model"]
     model = tuned(tune("classify", "run", f"--tune={tune_what}"))[0]
     changed = {name for name, w in model.named_parameters()
                if name in before and name != "transformer.wte.weight" and not torch.equal(w, before[name])}
@@ -272,26 +284,26 @@ def test_the_learning_rate_ends_at_zero():
 
 
 @pytest.mark.parametrize("task, processes, B, expected", [
-    ("classify", 1, 0, (8, 4)), ("classify", 2, 0, (8, 2)), ("classify", 8, 0, (4, 1)), ("embed", 2, 0, (16, 1)),
-    ("classify", 1, 5, (4, 8)), ("embed", 1, 16, (16, 2))])
+    ("classify", 1, None, (8, 4)), ("classify", 2, None, (8, 2)), ("classify", 8, None, (4, 1)),
+    ("embed", 2, None, (16, 1)), ("classify", 1, 4, (4, 8)), ("embed", 1, 16, (16, 2))])
 def test_what_a_micro_batch_holds(task, processes, B, expected):
     """On a CPU eight items; of embed all, since they are each other's negatives; always a share of the step's 32."""
     process = a_process(num_processes=processes)
     process.card = SimpleNamespace(kind="cpu", free=math.inf)
     examples = [Example([[1, 2]], 0)] * 32
-    assert choose_items(GPTConfig(), TuneConfig(B=B), Task(task, []), examples, process) == expected
+    assert choose_items(GPTConfig(), TuneConfig(B=B), TASKS[task]([0, 1]), examples, process) == expected
     process.num_processes = 5
-    assert "try --batch=30" in refusal(choose_items, GPTConfig(), TuneConfig(), Task(task, []), examples, process)
+    assert "try --batch=30" in refusal(choose_items, GPTConfig(), TuneConfig(), TASKS[task]([0, 1]), examples, process)
 
 
-@pytest.mark.parametrize("flags", [dict(batch=1), dict(batch=8, B=3), dict(batch=8, B=1)])
+@pytest.mark.parametrize("flags", [dict(batch=1), dict(batch=8, B=1)])
 def test_a_passage_needs_negatives(flags):
     """Alone in its micro batch it would be found whatever its vector is: a loss of zero, and nothing learned."""
     process = a_process()
     process.card = SimpleNamespace(kind="cpu", free=math.inf)
     examples = [Example([[1], [2]], None)] * 20
-    assert "the other items of a micro batch" in refusal(
-        choose_items, GPTConfig(), TuneConfig(**flags), Task("embed", []), examples, process)
+    assert "the other items of a micro-batch" in refusal(
+        choose_items, GPTConfig(), TuneConfig(**flags), Embed(), examples, process)
 
 
 @pytest.mark.parametrize("rows, expected", [(1, (16, 2)), (4, (4, 8)), (20, (1, 32))])
@@ -300,10 +312,10 @@ def test_a_micro_batch_fits_into_the_card(rows, expected):
     process = a_process()
     process.card, process.dtype = SimpleNamespace(kind="cuda", free=16e9), torch.bfloat16
     examples = [Example([[1] * 512] * rows, 0)] * 32
-    assert choose_items(GPTConfig(), TuneConfig(), Task("choose", []), examples, process) == expected
+    assert choose_items(GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process) == expected
     process.card.free = 2e9
     assert "1 item(s) at a time need" in refusal(
-        choose_items, GPTConfig(), TuneConfig(), Task("choose", []), examples, process)
+        choose_items, GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process)
 
 
 @pytest.mark.parametrize("what_learns", ["all", "head", "biases"])
@@ -314,14 +326,14 @@ def test_resuming_changes_nothing(what_learns, tune, monkeypatch):
     """
     flags = ["--epochs=2", f"--tune={what_learns}"]
     whole = tune("classify", "whole", *flags)
-    take_batch = finetune.take_batch
+    get_lr = finetune.get_lr
 
-    def stopping(examples, step, config):
+    def stopping(step, steps, config):
         if step == 3:
             signal.raise_signal(signal.SIGINT)
-        return take_batch(examples, step, config)
+        return get_lr(step, steps, config)
     with monkeypatch.context() as m:
-        m.setattr(finetune, "take_batch", stopping)
+        m.setattr(finetune, "get_lr", stopping)
         parts = tune("classify", "parts", *flags)
     assert [path.name for path in parts.glob("*.pt")] == ["model_00004.pt"]
     tune("classify", "parts", *flags, "--resume=auto")
@@ -331,13 +343,13 @@ def test_resuming_changes_nothing(what_learns, tune, monkeypatch):
 def test_a_stop_while_measuring_loses_nothing(tune, monkeypatch):
     """The weights are on the disk before they are measured; the resumed run measures them."""
     whole = tune("classify", "whole", "--epochs=2")
-    score = finetune.score
+    score = finetune.predict_scores
 
     def stopping(*args):
         signal.raise_signal(signal.SIGTERM)
         return score(*args)
     with monkeypatch.context() as m:
-        m.setattr(finetune, "score", stopping)
+        m.setattr(finetune, "predict_scores", stopping)
         parts = tune("classify", "parts", "--epochs=2")
     assert "val" not in read_log(parts) and [path.name for path in parts.glob("*.pt")] == ["model_00005.pt"]
     tune("classify", "parts", "--epochs=2", "--resume=auto")
@@ -362,7 +374,7 @@ def test_a_checkpoint_from_before_lm_head_was_in_it(tune):
     saved = torch.load(parts / "model_00004.pt", weights_only=True)
     head = saved["model"].pop("lm_head.weight")
     torch.save(saved, parts / "model_00004.pt")
-    model, _, _ = tuned(parts)
+    model, _ = tuned(parts)
     assert model.lm_head.weight is model.transformer.wte.weight and torch.equal(model.lm_head.weight, head)
     tune("classify", "parts", "--epochs=2", "--resume=auto")
     assert_same_bits(parts / "model_00009.pt", whole / "model_00009.pt")
@@ -372,8 +384,8 @@ def test_others_get_no_lm_head(tune, tmp_path):
     """transformers' model for classification has none."""
     safetensors = pytest.importorskip("safetensors.torch")
     pytest.importorskip("tokenizers")
-    model, tokenizer, what = tuned(tune("classify", "run"))
-    model.save_pretrained(tmp_path / "hf", tokenizer, what)
+    model, tokenizer = tuned(tune("classify", "run"))
+    save_tuned(model, tmp_path / "hf", tokenizer, model.task, SPECIAL_TOKENS)
     names = set(safetensors.load_file(tmp_path / "hf" / "model.safetensors"))
     assert names == {name for name, _ in model.named_parameters()} and "lm_head.weight" not in names
 
@@ -397,14 +409,14 @@ def test_a_run_goes_on_where_its_checkpoint_is(tune, tmp_path, monkeypatch, caps
     out = capsys.readouterr().out
     assert "changed since the checkpoint: dropout 0.1 -> 0.5" in out and out.count("dropout") == 1
     assert [path.name for path in run.glob("*.pt")] == ["model_00009.pt"] and not (tmp_path / "tuned").exists()
-    assert train_gpt2.load_model(str(run / "model_00009.pt"))["config"]["dropout"] == 0.5
+    assert torch.load(run / "model_00009.pt", weights_only=True)["config"]["dropout"] == 0.5
 
 
 def test_an_epoch_is_saved_before_it_is_measured(tune, tmp_path, monkeypatch):
     """What fails in measuring, a full memory for example, costs nothing that was learned."""
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(finetune, "score", fail)
+    monkeypatch.setattr(finetune, "predict_scores", fail)
     assert "out of memory in measuring: try shorter texts" in refusal(lambda: tune("classify", "run"))
     assert (tmp_path / "run" / "model_00005.pt").exists()
 
@@ -422,12 +434,13 @@ def test_scores_and_similarities_are_not_rounded(dtype, language_model):
     """Under autocast the matmuls of the blocks have 16 bits; the head and the contrastive loss have 32."""
     process = a_process(torch.autocast("cpu", dtype=dtype))
     for name in ("classify", "embed"):
-        model, _ = start_model(train_gpt2.load_model(language_model), Task(name, [0, 1] * (name == "classify")))
+        pretrained, tokenizer, _ = train_gpt2.load_model(language_model)
+        task = TASKS[name]([0, 1])
+        model = from_language_model(pretrained, tokenizer.n_vocab, task)
         seen = []
         hook = model.transformer.ln_f.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
         examples = [Example([[5, 6, 7], [8, 9]][: 1 + (name == "embed")], 0, (i, 9 + i)) for i in range(4)]
-        losses = finetune.example_losses(model, Task(name, [0, 1] * (name == "classify")), examples,
-                                         TuneConfig(lm_weight=0.0), process)
+        losses = finetune.example_losses(model, task, examples, TuneConfig(lm_weight=0.0), process)
         hook.remove()
         assert losses.dtype == torch.float32
         if name == "classify":
@@ -439,24 +452,30 @@ def test_scores_and_similarities_are_not_rounded(dtype, language_model):
 def test_what_the_language_model_loss_needs():
     """12 bytes for each logit in 16 bits: themselves, in float32, log-softmax. choose_items counts on it."""
     V, tokens = 20_000, 512
-    model = TunedGPT(GPTConfig(64, V + 4, 1, 2, 16), V, Task("classify", [0, 1]))
+    model = TunedGPT(GPTConfig(64, V + 4, 1, 2, 16), Classify([0, 1]))
     examples = [Example([torch.randint(V, (64,)).tolist()], 0) for _ in range(tokens // 64)]
     process = a_process(torch.autocast("cpu", torch.bfloat16))
     peaks = []
     for lm_weight in (0.0, 0.5):
         with LiveStorages() as live:
-            losses = finetune.example_losses(model, Task("classify", [0, 1]), examples,
-                                             TuneConfig(lm_weight=lm_weight), process)
+            losses = finetune.example_losses(model, model.task, examples, TuneConfig(lm_weight=lm_weight), process)
             losses.sum().backward()
         peaks.append(live.peak)
     assert 0.8 < (peaks[1] - peaks[0]) / (12 * tokens * V) < 1.1
 
 
+def test_a_run_that_goes_on_keeps_its_model(tune, tmp_path):
+    """--resume with another --model would change nothing, and the settings would name a model that was never used."""
+    tune("classify", "run", "--epochs=2")
+    for flags in (["--model=/no/such"], ["--random_weights"], ["--tune=head"]):
+        assert "keeps its model" in refusal(lambda flags=flags: tune("classify", "run", "--resume=auto", *flags))
+
+
 # --- what is said, and what is refused ------------------------------------------------------------
 
-def test_what_knowing_nothing_gives_is_said_first(tune, capsys):
+def test_the_baseline_is_said_first(tune, capsys):
     """The majority's share for labels, chance for endings, BM25 for a search."""
-    for task, said in (("classify", "always 1, is right on"), ("choose", "any ending, is right on"),
+    for task, said in (("classify", "always 1 is right for"), ("choose", "any ending is right for"),
                        ("embed", "counting words (BM25): recall@1"), ("compare", "the mean score for all")):
         capsys.readouterr()
         tune(task, task)
@@ -473,7 +492,8 @@ def test_what_knowing_nothing_gives_is_said_first(tune, capsys):
     (["--dropout=1.0"], "--dropout=1.0: must be at least 0 and below 1"), (["--temperature=0"], "--temperature=0.0"),
     (["--seed=8589934593"], "must be at most 8589934592"), (["--tune=heads"], "invalid choice: 'heads'"),
     (["--grad_clip=nan"], "--grad_clip=nan"), (["--epoch=3"], "did you mean --epochs?"),
-    (["--model=TUNED"], "is tuned already: start from a language model"),
+    (["--model=TUNED"], "is tuned for classify"), (["--B=3"], "--B=3 does not divide the 8 items"),
+    (["--demo"], "leave out --demo or --train"), (["--batch=1024"], "more than the 36 items to learn from"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, tune, tmp_path):
     if "--model=TUNED" in flags:
@@ -496,19 +516,20 @@ def test_a_long_text_is_counted(tune, capsys):
 
 def test_a_checkpoint_that_does_not_fit_together(tune):
     """Fewer rows than its tokenizer has tokens: one line, and no index that is out of range, on a GPU least of all."""
-    saved = finetune.load_model(str(tune("classify", "run")))
+    run = tune("classify", "run")
+    saved = torch.load(run / "model_00005.pt", weights_only=True)
     tokenizer = make_tokenizer("char", ["".join(map(chr, range(32, 127)))])
-    assert "do not fit" in refusal(finetune.load_tuned, {**saved, "tokenizer": tokenizer.spec})
+    torch.save({**saved, "tokenizer": tokenizer.spec}, run / "model_00005.pt")
+    assert "do not belong together" in refusal(finetune.load_tuned, str(run))
 
 
 def test_where_answers_go_is_asked_first(tune, tmp_path, monkeypatch):
     """Nothing is computed for a file that could not be written."""
     run = tune("classify", "run")
-    monkeypatch.setattr(finetune, "score", None)
+    monkeypatch.setattr(finetune, "predict_scores", None)
     items = str(tmp_path / "classify.jsonl")
-    for out in (tmp_path / "gone" / "a.jsonl", tmp_path / "folder.jsonl"):
-        (tmp_path / "folder.jsonl").mkdir(exist_ok=True)
-        assert "cannot be written" in refusal(finetune.run, ["predict", str(run), items, f"--out={out}"])
+    for out, said in ((tmp_path / "gone" / "a.jsonl", "cannot be written"), (items, "is there already")):
+        assert said in refusal(finetune.run, ["predict", str(run), items, f"--out={out}"])
 
 
 def test_a_runs_directory_is_a_model(language_model, capsys):
@@ -537,7 +558,7 @@ def test_commands(language_model, tune, tmp_path):
     assert "search needs a model that was tuned for embed" in refusal(finetune.run, ["search", str(run), items, "x"])
     assert "embed has no head" in refusal(lambda: tune("embed", "run2", "--tune=head"))
     for flag in ("--resume", "--init_from"):
-        assert "is tuned for a task" in refusal(train_gpt2.run, [f"{flag}={run}/model_00005.pt", "--device=cpu"])
+        assert "is tuned for " in refusal(train_gpt2.run, [f"{flag}={run}/model_00005.pt", "--device=cpu"])
     embedder = str(tune("embed", "run3"))
     for question in ("", " ", "\udcff"):
         assert "the question " in refusal(finetune.run, ["search", embedder, str(tmp_path / "embed.jsonl"), question])
@@ -572,14 +593,32 @@ def test_predict(task, tune, tmp_path):
     assert [{k: a[k] for k in items[0]} for a in answers] == items
     for item, answer in zip(FILES[task], answers, strict=True):
         if task == "compare":
-            assert isinstance(answer["answer"], float)
+            assert isinstance(answer["prediction"], float)
             continue
-        scores = answer["scores"]
+        scores = answer["prediction_scores"]
         if task == "choose":
             scores = dict(enumerate(scores))
             assert len(scores) == len(item["endings"])
         assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
-        assert str(answer["answer"]) == str(max(scores, key=scores.get))
+        assert str(answer["prediction"]) == str(max(scores, key=scores.get))
+
+
+def test_predict_answers_the_good_lines_and_names_the_others(tune, tmp_path, capsys):
+    """Exit code 1. A field `label` of the user stays as it was, and the answers never replace the items."""
+    run = tune("classify", "run")
+    good = {"text": "good play", "label": "mine", "scores": 5}
+    lines = [json.dumps(good), "{", json.dumps({"text": 7}), "", "\ufeff" + json.dumps(good)]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    argv = ["predict", str(run), str(tmp_path / "items.jsonl"), f"--out={tmp_path / 'out.jsonl'}", "--device=cpu"]
+    capsys.readouterr()
+    with pytest.raises(UserError) as caught:
+        finetune.run(argv)
+    assert caught.value.exit_code == 1 and "2 line(s) could not be read" in str(caught.value)
+    out = capsys.readouterr().out
+    assert "line 2: not JSON" in out and 'line 3: "text" is not a text' in out
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(answers) == 2 and all(good.items() <= answer.items() for answer in answers)
+    assert "is there already" in refusal(finetune.run, argv)
 
 
 def test_the_words_of_predict_stand_anywhere(tune, tmp_path):
@@ -613,20 +652,21 @@ def test_transformers_gives_the_same_logits(task, tune, tmp_path):
     play.main(["export", str(run), str(tmp_path / "hf")])
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    model, what, examples = examples_of(task, run)
-    ours = finetune.score(model, examples, what, a_process())
-    texts = [[item[name] for name in finetune.TEXTS[task]] for item in FILES[task]]
+    model, examples = examples_of(task, run)
+    ours = finetune.predict_scores(model, examples, a_process())
+    texts = [[item[name] for name in model.task.texts] for item in FILES[task]]
+    n_vocab = len(tokenizer) - len(SPECIAL_TOKENS)
     for lengths in ((29, 80), (80, 29), (80, 30), (30, 31), (40, 40), (41, 40), (80, 81)):
         # too long: the exported tokenizer cuts where we do, to the token
         item = [letter * n for letter, n in zip("ab", lengths, strict=True)][: len(texts[0])]
         parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in item]
-        row, = write_rows(task, fit(task, parts, 64), len(tokenizer) - len(MARKS))
+        row, = model.task.rows(model.task.truncate(parts, 64), range(n_vocab, n_vocab + 4))
         assert tokenizer(*item, truncation=True)["input_ids"] == row
     batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         logits = theirs(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert (ours - logits).abs().max() < 1e-5
-    assert [theirs.config.id2label[i] for i in range(2)] == [str(label) for label in what.labels]
+    assert [theirs.config.id2label[i] for i in range(2)] == [str(label) for label in model.task.labels]
 
 
 def test_sentence_transformers_gives_the_same_vectors(tune, tmp_path):
@@ -635,7 +675,7 @@ def test_sentence_transformers_gives_the_same_vectors(tune, tmp_path):
     run = tune("embed", "run")
     play.main(["export", str(run), str(tmp_path / "st")])
     theirs = library.SentenceTransformer(str(tmp_path / "st"), device="cpu")
-    model, tokenizer, _ = tuned(run)
+    model, tokenizer = tuned(run)
     texts = ["number 3", "here we speak of 3 at length at length", "a " * 100]
     ours = finetune.embed_texts(model, tokenizer, texts, a_process())
     assert np.abs(ours.numpy() - theirs.encode(texts)).max() < 1e-5

@@ -223,7 +223,7 @@ def test_a_model_must_be_named():
 
 def test_the_program_prints_the_shares_of_the_plain_evaluation(trained, tmp_path, capsys):
     """acc, acc_norm and its standard error, for all items of a file or for the first 20."""
-    saved = train_gpt2.load_model(trained[0].removeprefix("--model="))
+    _, _, saved = train_gpt2.load_model(trained[0].removeprefix("--model="))
     model = GPT(GPTConfig(**saved["config"])).eval()
     model.load_state_dict(saved["model"])
     examples = items_of(30)

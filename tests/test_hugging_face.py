@@ -9,7 +9,8 @@ import pytest
 import torch
 from small_runs import fuzz, hugging_face_model, random_model, refusal
 
-from support.hugging_face import save_pretrained
+from support.hugging_face import hugging_face_tokenizer, save_pretrained
+from support.tokenizer import gpt2_tokenizer, make_tokenizer, train_bpe
 from train_gpt2 import GPT, GPTConfig, load_model
 
 
@@ -18,7 +19,7 @@ from train_gpt2 import GPT, GPTConfig, load_model
 def test_save_and_load_is_the_identity(n_layer, n_head, tmp_path):
     """Bit for bit, in the shapes of all four GPT-2s (but for their width). The padding rows are left out."""
     model = random_model(GPTConfig(16, 128, n_layer, n_head, 2 * n_head))
-    save_pretrained(model, tmp_path, n_vocab=97)
+    save_pretrained(model, tmp_path, make_tokenizer("char", map(chr, range(32, 128))))  # 96 characters and the end
     again = GPT.from_pretrained(str(tmp_path))
     assert again.config == GPTConfig(16, 97, n_layer, n_head, 2 * n_head)
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -169,10 +170,9 @@ def test_a_directory_runs_no_code(model_type, theirs, tmp_path, capfd):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_mutated_hugging_face_directories(name, tmp_path):
-    save_pretrained(GPT(GPTConfig(8, 16, 1, 1, 8)), tmp_path)
-    (tmp_path / "tokenizer_spec.json").write_text(json.dumps({"name": "char", "chars": "abc"}))
+    save_pretrained(GPT(GPTConfig(8, 16, 1, 1, 8)), tmp_path, make_tokenizer("char", "abc"))
     fuzz(tmp_path / name, lambda: load_model(str(tmp_path)),
-         lambda start: all(w.isfinite().all() for w in start["model"].values()), 150)
+         lambda loaded: all(w.isfinite().all() for w in loaded[2]["model"].values()), 150)
 
 
 def test_without_a_network_one_line_says_what_to_try(monkeypatch, tmp_path):
@@ -194,3 +194,68 @@ def test_gpt2_is_read_from_the_hubs_cache(theirs, monkeypatch, tmp_path):
         return str(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert GPT.from_pretrained("gpt2").config.n_embd == 32 and asked == ["openai-community/gpt2"]
+
+
+# --- the tokenizer of a directory -----------------------------------------------------------------
+
+def exchange_two_tokens(data):
+    """The tokenizer.json (dict) of GPT-2, in which " the" and " of" have each other's ids"""
+    vocab = data["model"]["vocab"]
+    vocab["\u0120the"], vocab["\u0120of"] = vocab["\u0120of"], vocab["\u0120the"]
+
+
+@pytest.fixture
+def write_tokenizer(tmp_path):
+    """write_tokenizer(change, files) writes GPT-2's tokenizer, changed, beside a model of as many tokens."""
+    def write(change=lambda data: None, files="tokenizer.json"):
+        hugging_face_model(tmp_path, n_layer=1, n_head=1, n_embd=8, vocab_size=50257, n_positions=16)
+        data = json.loads(hugging_face_tokenizer(gpt2_tokenizer()).to_str())
+        change(data)
+        if files == "tokenizer.json":
+            (tmp_path / files).write_text(json.dumps(data))
+        else:
+            vocab = {**data["model"]["vocab"], "<|endoftext|>": 50256}
+            (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+            merges = [" ".join(merge) for merge in data["model"]["merges"]]
+            (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    return write
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+def test_gpt2s_tokenizer_is_recognized(files, write_tokenizer, tmp_path):
+    """HellaSwag is measured with GPT-2's tokenizer only, so a copy beside a model has to count as that."""
+    write_tokenizer(files=files)
+    assert load_model(str(tmp_path))[1].spec == {"name": "gpt2"}
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+def test_a_model_comes_with_its_own_tokenizer(files, write_tokenizer, tmp_path):
+    """A GPT-2 in another language has as many tokens, others. Read with OpenAI's, it would be silently wrong."""
+    write_tokenizer(exchange_two_tokens, files)
+    _, tokenizer, saved = load_model(str(tmp_path))
+    gpt2 = gpt2_tokenizer()
+    assert tokenizer.encode(" the king") == [*gpt2.encode(" of"), *gpt2.encode(" king")]
+    assert tokenizer.decode(tokenizer.encode(" the king")) == " the king"
+    assert saved["tokenizer"] == tokenizer.spec and tokenizer.eot == 50256
+
+
+def test_a_directory_without_a_tokenizer(theirs, tmp_path, capsys):
+    """A line says which one is assumed; this model has fewer rows than GPT-2 has tokens, so it does not fit."""
+    assert "do not belong together" in refusal(load_model, str(tmp_path))
+    assert "has no tokenizer: GPT-2's is assumed" in capsys.readouterr().out
+
+
+def test_a_tokenizer_that_splits_words_in_its_own_way(tmp_path):
+    """Without tokenizer_config.json transformers would split words as GPT-2 does: the file decides."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    bpe = Tokenizer.from_str(train_bpe(["to be or not to be " * 9], 270))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    hugging_face_model(tmp_path, n_layer=1, n_head=1, n_embd=8, vocab_size=300, n_positions=16)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    assert load_model(str(tmp_path))[1].encode("to be") == bpe.encode("to be").ids
+
+
+def test_a_damaged_tokenizer_is_refused(theirs, tmp_path):
+    for text in ("{", "{}", '{"model": {"type": "BPE", "vocab": {}}}'):
+        (tmp_path / "tokenizer.json").write_text(text)
+        assert "tokenizer" in refusal(load_model, str(tmp_path))

@@ -1,5 +1,4 @@
 """Facts about play.py, a trained model at work: how it generates text, and what the commands write and print."""
-import contextlib
 import io
 import os
 import subprocess
@@ -17,10 +16,8 @@ from small_runs import ROOT, TINY_CONFIG, random_model
 import play
 from support import prompts
 from support.arithmetic import count_parameters, flops_per_token
-from support.console import UserError
-from support.files import MARK
 from support.hugging_face import save_pretrained
-from support.tokenizer import gpt2_tokenizer, load_tokenizer, make_tokenizer, save_tokenizer
+from support.tokenizer import gpt2_tokenizer, make_tokenizer
 from train_gpt2 import GPT, GPTConfig, load_model
 
 # --- the cache and generation ---------------------------------------------------------------------
@@ -58,7 +55,7 @@ def test_greedy_text_equals_that_of_transformers(tmp_path):
     """The same weights and the most likely token each time: the same 200 tokens, in each of three rows."""
     transformers = pytest.importorskip("transformers")
     model = random_model(GPTConfig(block_size=256, vocab_size=97, n_layer=3, n_head=2, n_embd=64))
-    save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path, make_tokenizer("char", map(chr, range(32, 128))))
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     idx = random_ids(3, 8) % 97
     expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=200, do_sample=False,
@@ -167,33 +164,18 @@ def test_stream_leaves_training_as_it_was():
 
 # --- saving ---------------------------------------------------------------------------------------
 
-def bpe_tokenizer(text):
-    """A byte-level BPE of 300 tokens, as a tokenizer of ours."""
-    tokenizers = pytest.importorskip("tokenizers")
-    hf = tokenizers.ByteLevelBPETokenizer()
-    hf.train_from_iterator([text], vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
-    spec = {"name": "bpe", "json": hf.to_str()}
-    with contextlib.suppress(KeyError, AttributeError, TypeError):
-        if load_tokenizer(spec).spec["name"] == "bpe":
-            return load_tokenizer(spec)
-    return SimpleNamespace(spec=spec, eot=0, n_vocab=300, encode=lambda text: hf.encode(text).ids, decode=hf.decode)
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "char", "bpe"])
 def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
     """Offline: the same logits to 1e-5, the same tokens, text from its pipeline; and we load it again as it was."""
     transformers = pytest.importorskip("transformers")
     words = text.read_text(encoding="utf-8")[:3000] + "  é\n\t😀 中文 "
-    tokenizer = bpe_tokenizer(words) if kind == "bpe" else make_tokenizer(kind, words)
+    tokenizer = make_tokenizer("bpe:300" if kind == "bpe" else kind, [words])
     model = random_model(GPTConfig(64, -(-tokenizer.n_vocab // 128) * 128, 2, 2, 32))
     torch.save({"model": model.state_dict(), "config": vars(model.config), "tokenizer": tokenizer.spec, "step": 5},
                tmp_path / "model.pt")
-    if kind == "bpe" and isinstance(tokenizer, SimpleNamespace):  # load_tokenizer does not know it yet
-        save_pretrained(model, tmp_path / "hf", tokenizer.n_vocab, tokenizer.eot)
-        save_tokenizer(tokenizer, tmp_path / "hf", 64)
-    else:
-        play.main(["export", str(tmp_path / "model.pt"), str(tmp_path / "hf")])
-        assert load_model(str(tmp_path / "hf"))["tokenizer"] == tokenizer.spec
+    play.main(["export", str(tmp_path / "model.pt"), str(tmp_path / "hf")])
+    again = load_model(str(tmp_path / "hf"))[1]
+    assert again.encode(words) == tokenizer.encode(words) and again.spec["name"] == kind
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs_tokenizer(words).input_ids == tokenizer.encode(words)
@@ -208,33 +190,29 @@ def test_transformers_loads_what_we_export(kind, text, tmp_path, capsys):
 
 
 def test_an_export_is_whole_or_not_there(checkpoint, tmp_path, play_refuses, monkeypatch):
-    """The disk is full when half of the files are written: one line, and neither a directory nor a rest of one."""
+    """The disk is full when half of the files are written: one line, and not one file. What is there stays."""
+    import transformers
+
     def full(*args):
         raise OSError(28, "No space left on device")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("dear")
     assert "there already" in play_refuses("export", checkpoint, tmp_path / "taken")
-    monkeypatch.setattr(play, "save_tokenizer", full)
-    before = sorted(tmp_path.rglob("*"))
-    assert "No space left" in play_refuses("export", checkpoint, tmp_path / "hf")
-    assert sorted(tmp_path.rglob("*")) == before
+    with monkeypatch.context() as m:
+        m.setattr(transformers.PreTrainedTokenizerFast, "save_pretrained", full)
+        assert "No space left" in play_refuses("export", checkpoint, tmp_path / "hf")
+    assert os.listdir(tmp_path / "hf") == []
+    play.main(["export", checkpoint, str(tmp_path / "hf")])  # the same command again
 
 
-@pytest.mark.parametrize("disk", ["full", "free"])
-@pytest.mark.parametrize("mark", [".tmp", MARK])
-def test_a_folder_of_yours_is_neither_exported_nor_deleted(mark, disk, checkpoint, tmp_path, monkeypatch):
-    """It has the name that the half written directory has, or once had: it stays as it is."""
-    thesis = tmp_path / f"hf{mark}{os.getpid()}" / "thesis.txt"
-    thesis.parent.mkdir()
-    thesis.write_text("dear")
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-    if disk == "full":
-        monkeypatch.setattr(play, "save_tokenizer", full)
-    with contextlib.suppress(UserError):
-        play.main(["export", checkpoint, str(tmp_path / "hf")])
-    assert thesis.read_text() == "dear" and os.listdir(thesis.parent) == ["thesis.txt"]
+def test_an_export_into_an_empty_folder_and_a_link_to_one(checkpoint, tmp_path, monkeypatch):
+    """A mounted volume cannot be renamed, and a shell may stand in the folder: the files are moved into it."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    monkeypatch.chdir(tmp_path / "volume")
+    before = os.stat(tmp_path / "volume").st_ino
+    play.main(["export", checkpoint, str(tmp_path / "link")])
+    assert os.stat(".").st_ino == before and "config.json" in os.listdir(".") and (tmp_path / "link").is_symlink()
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -328,7 +306,7 @@ def test_a_space_that_only_a_first_token_leaves_out():
 
 def test_of_a_long_prompt_the_model_sees_the_end(checkpoint, capsys, monkeypatch):
     """The rows are as long as the context; the same text as from the whole prompt, which is printed whole."""
-    block_size = load_model(checkpoint)["config"]["block_size"]
+    block_size = load_model(checkpoint)[2]["config"]["block_size"]
     prompt = "the king " * 100
     widths, generate = [], play.generate
 
@@ -364,7 +342,7 @@ def test_ctrl_c_stops_the_answer_only(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(play, "stream", stream)
     monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or exec("raise EOFError"))
     play.main(["chat", checkpoint, "--device=cpu"])
-    tokenizer = load_tokenizer(load_model(checkpoint)["tokenizer"])
+    _, tokenizer, _ = load_model(checkpoint)
     assert calls == [[tokenizer.encode("the")], [tokenizer.encode("the") + [5] + tokenizer.encode("\nking")]]
 
 

@@ -23,7 +23,7 @@ def test_training_picks_the_tokenizer_up(tokenizer, rows, make, tmp_path, capsys
     flags = [*flags, f"--data_root={out}", f"--log_dir={tmp_path / 'log'}", "--max_steps=3", "--save_every=3"]
     train_gpt2.run(flags)
     assert ("no HellaSwag" in capsys.readouterr().out) == (tokenizer != "gpt2")
-    checkpoint = train_gpt2.load_model(str(tmp_path / "log"))
+    _, _, checkpoint = train_gpt2.load_model(str(tmp_path / "log"))
     assert checkpoint["config"]["vocab_size"] == rows
     assert load_tokenizer(checkpoint["tokenizer"]).encode("to be") == load_meta(str(out)).encode("to be")
     train_gpt2.run([*flags, "--resume=auto", "--max_steps=4"])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from small_runs import refusal
 
 from support import files, tokenizer
-from support.tokenizer import (CharTokenizer, gpt2_tokenizer, hugging_face_tokenizer, load_tokenizer, make_tokenizer,
+from support.hugging_face import hugging_face_tokenizer
+from support.tokenizer import (CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer,
                                token_bytes, tokenize_file)
 
 
