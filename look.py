@@ -35,7 +35,7 @@ from support.hellaswag_file import read_examples
 from support.processes import orderly_end
 from support.prompts import read_prompt, tokenize
 from support.settings import check_least, check_most, parse
-from support.tokenizer import token_bytes
+from support.tokenizer import text_bytes, token_bytes
 from train_gpt2 import TrainConfig, load_model, setup_distributed
 
 # -------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def spell(data):
 def count_text(tokenizer, ids):
     """How many characters and UTF-8 bytes of text these ids are -> two ints"""
     # <|endoftext|> stands between texts and is no part of one
-    data = b"".join(token_bytes(tokenizer, i) for i in ids if i != tokenizer.eot)
+    data = text_bytes(tokenizer, [i for i in ids if i != tokenizer.eot])
     # a character counts where its first byte is. Its other bytes are 10xxxxxx
     characters = sum(byte & 0b11000000 != 0b10000000 for byte in data)
     return characters, len(data)

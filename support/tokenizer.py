@@ -28,7 +28,7 @@ Each tokenizer is an object with
                           same tokenizer again
 
 Contents
-    1 tokenizers            GPT2Tokenizer, CharTokenizer, BPETokenizer; token_bytes
+    1 tokenizers            GPT2Tokenizer, CharTokenizer, BPETokenizer; token_bytes, text_bytes
     2 training BPE          train_bpe
     3 which tokenizer       make_tokenizer, load_tokenizer, identify
     4 reading a text        read_text, tokenize_file
@@ -155,6 +155,9 @@ class BPETokenizer:
                             "token: documents need one")
         self.eot = vocab[name]
         self.n_vocab = max(vocab.values()) + 1
+        decoder = json.dumps(json.loads(text)["decoder"])
+        self.is_byte_level = '"ByteLevel"' in decoder  # as in GPT-2: a letter for each byte
+        self.has_byte_fallback = '"ByteFallback"' in decoder
 
     def encode(self, text):
         return self.encode_batch([text])[0]
@@ -177,25 +180,36 @@ def byte_letters():
     return letters
 
 
+BYTES = {letter: b for b, letter in byte_letters().items()}
+
+
 def token_bytes(tokenizer, i):
     """
-    The bytes of the token with id i. They may be a part of a character, which decode([i]) shows as
-    U+FFFD; the bytes of all tokens together are the text.
+    The bytes that the token with id i adds to a text. They may be a part of a character, which
+    decode([i]) shows as U+FFFD.
     """
     name = tokenizer.spec["name"]
     if name == "gpt2":
         return tokenizer.bpe.decode_single_token_bytes(i)
     if name == "char":
         return tokenizer.chars[i].encode("utf-8", "surrogatepass")
-    from tokenizers import decoders
     token = tokenizer.bpe.id_to_token(i)
     if token is None:  # a tokenizer.json may leave out ids
         return b""
-    bytes_of = {letter: b for b, letter in byte_letters().items()}
-    is_byte_level = isinstance(tokenizer.bpe.decoder, decoders.ByteLevel)
-    if is_byte_level and bytes_of.keys() >= set(token):
-        return bytes(bytes_of[letter] for letter in token)
-    return tokenizer.decode([i]).encode()
+    if tokenizer.is_byte_level and set(token) <= BYTES.keys():
+        return bytes(BYTES[letter] for letter in token)
+    if tokenizer.has_byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])  # <0xE4>, as in Llama's: a byte without a token
+    # decoded after another token, because some tokenizers drop the space at the start of a text
+    before = tokenizer.encode("a")
+    return tokenizer.decode([*before, i]).removeprefix(tokenizer.decode(before)).encode()
+
+
+def text_bytes(tokenizer, ids):
+    """The bytes of a text: those of its tokens, without a space that only the first one adds."""
+    data = b"".join(token_bytes(tokenizer, i) for i in ids)
+    starts_with_space = tokenizer.decode(ids[:1]).startswith(" ")
+    return data if starts_with_space else data.removeprefix(b" ")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.hugging_face import hugging_face_tokenizer
-from support.tokenizer import (CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer,
-                               token_bytes, tokenize_file)
+from support.tokenizer import (BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer,
+                               text_bytes, token_bytes, tokenize_file, train_bpe)
 
 
 def test_gpt2s_tokenizer():
@@ -44,13 +44,42 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, monkeypatch):
     assert tokenizer.GPT2Tokenizer().n_vocab == 50257
 
 
+@functools.lru_cache
+def llama_like():
+    """Like Llama's: spaces are \u2581, a text starts with one, and what has no token is written byte by byte."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    letters = ["</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"abcdefghij", "\u2581a", "ab", "\u2581ab"]
+    bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)},
+                               [("\u2581", "a"), ("a", "b"), ("\u2581a", "b")], byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    bpe.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                     decoders.Strip(" ", 1, 0)])
+    bpe.add_special_tokens([AddedToken("</s>", special=True, normalized=False)])
+    return BPETokenizer(bpe.to_str())
+
+
+@functools.lru_cache
+def byte_level():
+    return BPETokenizer(train_bpe(["to be or not to be"], 270))
+
+
 @given(st.text())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_token_is_bytes(text):
     """A character may be several tokens: only their bytes together are the text, one of them decodes to U+FFFD."""
-    for t in (gpt2_tokenizer(), make_tokenizer("char", text)):
-        assert b"".join(token_bytes(t, i) for i in t.encode(text)) == text.encode()
+    for t in (gpt2_tokenizer(), make_tokenizer("char", text), byte_level(), llama_like()):
+        if t is llama_like() and "\u2581" in text:
+            continue  # for this tokenizer it is a space
+        ids = t.encode(text)
+        assert text_bytes(t, ids) == text.encode() and b"".join(token_bytes(t, i) for i in ids).endswith(text.encode())
+
+
+def test_a_character_in_three_tokens():
+    """Bits per byte are counted with these: 8 bytes, not the 18 letters of <0xE4> and the like."""
     assert [token_bytes(gpt2_tokenizer(), i) for i in gpt2_tokenizer().encode("漢")] == [b"\xe6", b"\xbc", b"\xa2"]
+    ids = llama_like().encode("a 人 é")
+    assert text_bytes(llama_like(), ids) == "a 人 é".encode() and len(text_bytes(llama_like(), ids)) == 8
+    assert token_bytes(llama_like(), ids[1]) == b" "
 
 
 def test_a_byte_order_mark_is_no_character_of_a_text(tmp_path):
