@@ -18,7 +18,7 @@ line of a file is an item, {"text": ..., "label": ...}; support/tasks.py shows o
 torchrun, --resume=auto and Ctrl-C work as in train_gpt2.py.
 
 Contents
-    1 the tasks      SPECIAL_TOKENS, truncate; Classify, Entail, Compare, Similarity, Choose, Embed
+    1 the tasks      SPECIAL_TOKENS, shorten; Classify, Entail, Compare, Similarity, Choose, Embed
     2 the settings   TuneConfig
     3 the model      TunedGPT: another head on the same blocks; load_tuned
     4 the data       Example, make_examples, make_order, to_tensors
@@ -28,14 +28,14 @@ Contents
     8 using a tuned model    predict, search
 
 Letters in shapes
-    n items, each of which becomes one row or more   B rows in a batch   T tokens in a row
+    n items; each becomes one row or more   B rows, of all items together   T tokens in a row
     C channels, n_embd   k outputs of the head
 """
 import math
 import os
 import random
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.nn.utils.rnn import pad_sequence
 
 from support import checkpoints, metrics, tasks
-from support.batch import choose_items
+from support.batch import choose_micro_batch
 from support.console import UserError, print0, progress, run_program
 from support.processes import orderly_end, sum_over_processes
 from support.run import Run
@@ -77,14 +77,15 @@ from train_gpt2 import (GPT, PRESETS, GPTConfig, TrainConfig, load_model, setup_
 SPECIAL_TOKENS = ("<|start|>", "<|delimiter|>", "<|extract|>", "<|pad|>")
 
 
-def truncate(texts, room):
+def shorten(texts, room):
     """
-    Shorten texts (lists of ids) to `room` tokens in all. Texts usually open with their topic, so
-    each token that has to go is the last one of the longest text. -> new lists
+    Cut texts (lists of ids) until they have `room` tokens in all -> new lists. Texts usually open
+    with their topic, so the cut is at the end, always of the text that is longest at the moment.
     """
     lengths = [len(text) for text in texts]
     while sum(lengths) > room:
-        # a tie: as Hugging Face's tokenizers do it, so that an exported model reads the same rows
+        # of two that are equally long now, the one that was shorter: so do Hugging Face's
+        # tokenizers, and an exported model must read the same rows
         longest = max(range(len(texts)), key=lambda i: (lengths[i], -len(texts[i])))
         lengths[longest] -= 1
     return [text[:length] for text, length in zip(texts, lengths, strict=True)]
@@ -93,13 +94,14 @@ def truncate(texts, room):
 @dataclass
 class Classify:
     """One text, one of several labels. The other tasks say only what they do differently."""
+    # these three depend on the training items, and are saved with the model
     labels: list = field(default_factory=list)  # in the order of the head's outputs
-    mean: float = 0.0  # Similarity: mean and standard deviation of the training scores
+    mean: float = 0.0  # for Similarity: mean and standard deviation of the scores
     std: float = 1.0
-    # not saved, but the same for all models with this task
+    # these are fixed for each task (without a type, so that they are no dataclass fields)
     name = "classify"
-    texts = ("text",)  # the entries of an item that hold its texts
-    answer = "label"  # the entry with the right answer
+    entries = ("text",)  # the entries of an item with its texts
+    answer = "label"  # what support/tasks.py reads as the right answer
     libraries = ("sklearn.metrics",)  # needed to measure; imported before training starts
 
     @property
@@ -112,15 +114,16 @@ class Classify:
 
     def truncate(self, texts, block_size):
         """Texts (lists of ids) -> the same, short enough for the rows to fit into the context"""
-        return truncate(texts, block_size - len(texts) - 1)  # start, extract, delimiter of two
+        num_special = 2 if len(texts) == 1 else 3  # start, extract; delimiter between two texts
+        return shorten(texts, block_size - num_special)
 
     def rows(self, texts, special):
-        """Texts (lists of ids) -> rows of ids. special: the ids of SPECIAL_TOKENS"""
+        """Texts (lists of ids) -> rows (lists of ids). special: the four ids of SPECIAL_TOKENS"""
         start, _, extract, _ = special
         return [[start, *texts[0], extract]]
 
     def join(self, outputs, examples):
-        """What the head says of all rows (B, k) -> scores (n, k): rows of one item are added."""
+        """The head's outputs for all rows (B, k) -> scores (n, k): add the rows of an item."""
         counts = [len(example.rows) for example in examples]
         return torch.stack([rows.sum(dim=0) for rows in outputs.split(counts)])
 
@@ -148,7 +151,7 @@ class Classify:
 
 class Entail(Classify):
     """A pair of texts, in this order."""
-    name, texts = "entail", ("premise", "hypothesis")
+    name, entries = "entail", ("premise", "hypothesis")
 
     def rows(self, texts, special):
         start, delimiter, extract, _ = special
@@ -157,8 +160,8 @@ class Entail(Classify):
 
 
 class Compare(Entail):
-    """A pair without an order. A row has one, so the model reads both orders: join adds them."""
-    name, texts, answer = "compare", ("a", "b"), "label or score"
+    """A pair whose order does not matter: one row for each order, whose outputs join adds."""
+    name, entries, answer = "compare", ("a", "b"), "label or score"
 
     def rows(self, texts, special):
         return super().rows(texts, special) + super().rows(texts[::-1], special)
@@ -188,7 +191,7 @@ class Similarity(Compare):
 
 class Choose(Classify):
     """A context and several endings: one row for each ending, one score for each row."""
-    name, texts, answer, libraries = "choose", ("ctx", "endings"), "place", ()
+    name, entries, answer, libraries = "choose", ("ctx", "endings"), "place", ()
     num_outputs = 1
 
     def target(self, answer):
@@ -197,9 +200,9 @@ class Choose(Classify):
     def truncate(self, texts, block_size):
         context, *endings = texts
         room = block_size - 3  # start, delimiter, extract
-        endings = [ending[: room - 1] for ending in endings]
+        endings = [ending[: room - 1] for ending in endings]  # 1: some context always remains
         longest = max(map(len, endings))
-        # the words just before an ending matter most: cut the context's beginning
+        # the words just before an ending matter most: keep the end of the context
         return [context[-(room - longest) :], *endings]
 
     def rows(self, texts, special):
@@ -213,18 +216,24 @@ class Choose(Classify):
         return pad_sequence(scores, batch_first=True, padding_value=-math.inf)
 
     def baseline(self, train, val):
+        # an item's texts are the context and its endings
         chance = sum(1 / (len(item.texts) - 1) for item in val) / len(val)
-        return f"baseline: any ending is right for {100 * chance:.1f}% of val"
+        return f"baseline: a random ending is right for {chance:.1%} of val"
 
     def prediction(self, scores, item):
-        probs = F.softmax(scores, dim=0)[: len(item.texts) - 1].tolist()
+        num_endings = len(item.texts) - 1
+        probs = F.softmax(scores, dim=0)[:num_endings].tolist()
         return {"prediction": probs.index(max(probs)), "prediction_scores": probs}
 
 
 class Embed(Classify):
-    """A query and the passage that answers it: their vectors should point the same way."""
-    name, texts, answer, libraries = "embed", ("query", "passage"), None, ("rank_bm25",)
-    num_outputs = 0  # no head: the answer is the vector itself
+    """
+    A query and the passage that answers it: their vectors should point the same way. Section 5
+    explains the loss. For it each text gets a number, and equal texts get the same one.
+    """
+    name, entries, answer = "embed", ("query", "passage"), None
+    libraries = ("rank_bm25",)
+    num_outputs = 0  # no head: the vector itself is the answer
 
     def target(self, answer):
         return None
@@ -236,33 +245,35 @@ class Embed(Classify):
         return texts
 
     def join(self, outputs, examples):
-        """Vectors (B, C) -> (n, texts of an item, C)"""
+        """Vectors (B, C) -> (n, 2, C): query and passage of each item"""
         return torch.stack(outputs.split([len(example.rows) for example in examples]))
 
     def losses(self, vectors, examples, config, process=None):
-        """process: given in training, where the passages of all processes are negatives"""
+        """process: in training. Then each query also meets the passages of all processes"""
         queries, passages = vectors.unbind(dim=1)  # (n, C)
-        text_ids = torch.tensor([example.text_ids for example in examples], device=vectors.device)
+        numbers = torch.tensor([example.text_numbers for example in examples],
+                               device=vectors.device)  # (n, 2)
         if process is None:
-            return contrastive_losses(queries, passages, text_ids, text_ids, 0, config.temperature)
-        first = process.rank * len(examples)
-        return contrastive_losses(queries, all_gather(passages), text_ids, all_gather(text_ids),
-                                  first, config.temperature)
+            return contrastive_losses(queries, passages, numbers, numbers, 0, config.temperature)
+        return contrastive_losses(queries, gather_with_gradients(passages), numbers,
+                                  gather_with_gradients(numbers), process.rank * len(examples),
+                                  config.temperature)
 
     def measure(self, vectors, examples):
         queries, passages = vectors.unbind(dim=1)
         return metrics.of_search((queries @ passages.T).numpy(),
-                                 [example.text_ids for example in examples])
+                                 [example.text_numbers for example in examples])
 
     def baseline(self, train, val):
-        return metrics.search_baseline(*zip(*[item.texts for item in val], strict=True))
+        queries, passages = zip(*[item.texts for item in val], strict=True)
+        return metrics.search_baseline(queries, passages)
 
 
 TASKS = {task.name: task for task in (Classify, Entail, Compare, Choose, Embed)}
 
 
 def make_task(name, labels, mean=0.0, std=1.0):
-    """A name in TASKS and what is saved with a model -> task"""
+    """A name in TASKS and the fields that a model is saved with -> task; compare has two kinds"""
     if name == "compare" and not labels:
         return Similarity(labels, mean, std)
     return TASKS[name](labels, mean, std)
@@ -282,27 +293,27 @@ class TuneConfig:
     log_dir: str = "tuned"  # where log.txt, settings.json and model_*.pt go
     tensorboard: bool = False  # also write the log for TensorBoard
     resume: str = ""  # a checkpoint, or auto: the newest one in log_dir, if there is one
-    # control experiment: whatever this reaches is not the merit of pretraining
+    # a control experiment: what a model reaches without pretraining, tuning alone explains
     random_weights: bool = False  # same shape and tokenizer, no pretraining
     # the machine
     device: str = "auto"  # cuda, mps or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
-    # what is trained. A linear probe shows what the model knew before; biases alone (BitFit,
-    # Ben-Zaken et al. 2021; SGPT) are a thousandth of the weights, and often enough
+    # what is trained. The head alone, a linear probe, shows what the model knew before. The biases
+    # (BitFit, Ben-Zaken et al. 2021; SGPT) are a thousandth of the weights, and they often suffice
     tune: Literal["all", "head", "biases"] = "all"  # all weights, the new head, or biases and head
-    # a model that keeps predicting words overfits later (GPT-1, section 3.2)
+    # predicting words as well delays overfitting (GPT-1, section 3.2)
     lm_weight: float = 0.5  # weight of the language-model loss beside the task's (not for embed)
     # cosines lie between -1 and 1, too close together for a softmax
     temperature: float = 0.05  # embed: similarities are divided by it before the softmax
     # the optimization: GPT-1, section 4.1, "model specifications" and "fine-tuning details"
     epochs: int = 3  # how often each item is seen: enough for most tasks
     batch: int = 32  # items in a step
-    # B changes memory and speed only, except for embed: its negatives are in the micro-batch
-    B: int | None = None  # items in a micro-batch; None: as many as fit
+    # B changes memory and speed only; for embed also the task: its passages are in the micro-batch
+    B: int | None = None  # items that a process takes at a time; None: as many as fit
     # about the rate at which pretraining ends (min_lr in train_gpt2.py): the weights are good
     # already and should not move far
     max_lr: float = 6.25e-5  # peak learning rate
-    warmup: float = 0.002  # share of the steps until max_lr
+    warmup: float = 0.002  # fraction of all steps in which the rate rises to max_lr
     dropout: float = 0.1  # pretraining sees a text once, tuning three times
     weight_decay: float = 0.01  # AdamW's, on matrices and embeddings only
     beta1: float = 0.9  # AdamW: decay of the running mean of gradients
@@ -347,6 +358,7 @@ class TunedGPT(GPT):
         super().__init__(config)
         self.task = task
         self.n_vocab = config.vocab_size - len(SPECIAL_TOKENS)
+        self.pad = config.vocab_size - 1  # the last special token
         self.dropout = nn.Dropout(config.dropout)
         if task.num_outputs > 0:
             # no bias, as in transformers: ln_f, just before, has one
@@ -356,8 +368,8 @@ class TunedGPT(GPT):
     def forward(self, idx, lengths, with_lm=False):
         """
         idx (B, T): rows of ids, padded on the right; lengths (B,): their lengths without padding
-        -> scores (B, k), or for embed vectors (B, C) of length 1; and the language-model loss of
-        each row (B,) in nats per token, None unless with_lm
+        -> scores (B, k), or for embed unit vectors (B, C); and the language-model loss of each row
+        (B,) in nats per token, None unless with_lm
         """
         hidden = self.hidden(idx)  # (B, T, C)
         if self.task.num_outputs == 0:
@@ -366,21 +378,22 @@ class TunedGPT(GPT):
             columns = torch.arange(idx.size(1), device=idx.device)  # (T,)
             weights = (columns + 1) * (columns < lengths[:, None])  # (B, T)
             vectors = (weights[:, :, None] * hidden).sum(dim=1)  # (B, C)
-            return F.normalize(vectors.float(), dim=-1), None  # only the direction is compared
-        # Only the last token has read the whole text. A trap: hidden[:, -1] would be padding in
-        # all rows but the longest. (Sebastian Raschka measured 98.3% accuracy with the last token
-        # and 95.0% with the first: LLMs from scratch, chapter 6)
+            # to length 1: only directions are compared, so the mean's division can be left out
+            return F.normalize(vectors.float(), dim=-1), None
+        # Only the last token has read the whole text. A trap: in most rows hidden[:, -1] is padding
         rows = torch.arange(len(idx), device=idx.device)
         last = self.dropout(hidden[rows, lengths - 1].float())  # (B, C)
         with torch.autocast(idx.device.type, enabled=False):
             scores = self.score(last)  # (B, k), in float32: 16 bits would make close scores equal
-        return scores, self.lm_losses(idx, hidden) if with_lm else None
+        lm_losses = self.lm_losses(idx, hidden) if with_lm else None
+        return scores, lm_losses
 
     def lm_losses(self, idx, hidden):
         """The mean loss of each row's text tokens: idx (B, T), hidden (B, T, C) -> (B,)"""
         ignore = -100  # cross_entropy's value for "no target here": special tokens and padding
         targets = idx[:, 1:].masked_fill(idx[:, 1:] >= self.n_vocab, ignore)  # (B, T - 1)
-        # untrained special tokens would compete in the softmax, so they stay out of the head too
+        # they are never targets, so they do not compete in the softmax either: their rows of
+        # lm_head are left out, as if they were not there
         logits = hidden[:, :-1] @ self.lm_head.weight[: self.n_vocab].T  # (B, T - 1, n_vocab)
         losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none",
                                  ignore_index=ignore)  # (B, T - 1)
@@ -397,14 +410,14 @@ def from_language_model(pretrained, n_vocab, task, dropout=0.0, random_weights=F
     config = replace(pretrained.config, vocab_size=n_vocab + len(SPECIAL_TOKENS), dropout=dropout)
     model = TunedGPT(config, task)
     if not random_weights:
-        new = model.state_dict()
-        for name, w in pretrained.state_dict().items():
-            if name in ("transformer.wte.weight", "lm_head.weight"):
-                # rows of real tokens; pretraining's padding makes way for the special tokens,
-                # whose rows start from random numbers, as the head does
-                new[name][:n_vocab] = w[:n_vocab]
-            else:
-                new[name].copy_(w)
+        weights = pretrained.state_dict()
+        # its rows beyond n_vocab are unused (50,304 rows for 50,257 tokens). In their place come
+        # the special tokens, which start from random numbers, as the head does
+        new = model.transformer.wte.weight.detach()[n_vocab:]
+        weights["transformer.wte.weight"] = torch.cat((weights["transformer.wte.weight"][:n_vocab],
+                                                       new))
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]  # tied
+        model.load_state_dict(weights, strict=False)  # not strict: the task's head is new
     return model
 
 
@@ -443,18 +456,16 @@ class Example(NamedTuple):
     """An item as the model reads it."""
     rows: list  # lists of ids
     target: object  # what the head should say: the number of a label or an ending, or a score
-    text_ids: tuple = (0, 0)  # embed: a number for the query and one for the passage; equal texts
-    # have equal numbers
+    text_numbers: tuple = (0, 0)  # for embed: of the query and of the passage
 
 
 def make_examples(items, task, tokenizer, block_size, source):
     """
-    Items -> list of Example, and a line that says how many were too long. source: the file they are
-    from, for errors
+    Items -> list of Example. Prints how many were too long. source: their file, for errors
     """
     special = range(tokenizer.n_vocab, tokenizer.n_vocab + len(SPECIAL_TOKENS))
     examples, num_cut = [], 0
-    numbers = {}  # of each text
+    number_of = {}  # text -> its number, in order of appearance
     for item in items:
         try:
             texts = [list(tokenizer.encode(text)) for text in item.texts]
@@ -466,8 +477,8 @@ def make_examples(items, task, tokenizer, block_size, source):
         short = task.truncate(texts, block_size)
         num_cut += short != texts
         target = None if item.answer is None else task.target(item.answer)
-        text_ids = tuple(numbers.setdefault(text, len(numbers)) for text in item.texts[:2])
-        examples.append(Example(task.rows(short, special), target, text_ids))
+        numbers = tuple(number_of.setdefault(text, len(number_of)) for text in item.texts[:2])
+        examples.append(Example(task.rows(short, special), target, numbers))
     if num_cut:
         print0(f"{source}: {num_cut} of {len(items)} items are longer than the model's context of "
                f"{block_size} tokens, and were cut")
@@ -505,37 +516,39 @@ def to_tensors(examples, pad, device):
 # 5 the loss
 
 
-def contrastive_losses(queries, passages, text_ids, all_text_ids, first, temperature):
+def contrastive_losses(queries, passages, numbers, passage_numbers, first_own, temperature):
     """
-    Each query has to find its passage among all that are there. The other ones are its negatives,
-    which cost nothing, since they are computed anyway (Henderson et al. 2017).
-        queries (n, C), text_ids (n, 2); passages (m, C), all_text_ids (m, 2); the passage of query
-        i has the number first + i  -> losses (n,)
+    Each query has to find its own passage among all of them. The other queries' passages are its
+    wrong answers, its negatives; they are computed anyway, so they come for free (Henderson et al.
+    2017).
+        queries (n, C)           passages (m, C), of which that of query i is first_own + i
+        numbers (n, 2)           of the texts of each query's item: equal texts, equal numbers
+        passage_numbers (m, 2)   the same for each passage's item     -> losses (n,)
     """
     similarities = queries @ passages.T / temperature  # (n, m)
-    own = first + torch.arange(len(queries), device=queries.device)  # (n,)
+    own = first_own + torch.arange(len(queries), device=queries.device)  # (n,)
     # another passage for the same query, and the same passage once more, are right as well: they
     # must not be pushed away
-    same_query = text_ids[:, None, 0] == all_text_ids[:, 0]  # (n, m)
-    same_passage = text_ids[:, None, 1] == all_text_ids[:, 1]
+    same_query = numbers[:, None, 0] == passage_numbers[:, 0]  # (n, m)
+    same_passage = numbers[:, None, 1] == passage_numbers[:, 1]
     also_right = same_query | same_passage
     also_right[torch.arange(len(own)), own] = False  # its own passage stays, as the answer
     similarities = similarities.masked_fill(also_right, -math.inf)
     return F.cross_entropy(similarities, own, reduction="none")
 
 
-def all_gather(x):
-    """A collective: x (n, ...) of each process -> (n * processes, ...), with gradients"""
+def gather_with_gradients(x):
+    """A collective: x (n, ...) of each process -> (n * processes, ...)"""
     if not dist.is_initialized():
         return x
-    from torch.distributed.nn.functional import all_gather as gather
-    return torch.cat(gather(x.contiguous()))
+    from torch.distributed.nn.functional import all_gather  # dist.all_gather has no backward
+    return torch.cat(all_gather(x.contiguous()))
 
 
 def example_losses(model, task, examples, config, process):
     """The loss of each example -> (n,): the task's, plus lm_weight times the language model's"""
-    pad = task_model(model).config.vocab_size - 1
-    idx, lengths = to_tensors(examples, pad, process.device)
+    raw_model = model.module if isinstance(model, DDP) else model
+    idx, lengths = to_tensors(examples, raw_model.pad, process.device)
     # a linear probe trains nothing that the language-model loss could change
     with_lm = config.lm_weight > 0 and config.tune != "head" and task.num_outputs > 0
     with process.autocast:
@@ -546,11 +559,6 @@ def example_losses(model, task, examples, config, process):
         of_items = lm_losses.split([len(example.rows) for example in examples])
         losses = losses + config.lm_weight * torch.stack([rows.mean() for rows in of_items])
     return losses
-
-
-def task_model(model):
-    """The TunedGPT itself, without DDP around it"""
-    return model.module if isinstance(model, DDP) else model
 
 
 # --------------------------------------------------------------------------------------------------
@@ -571,15 +579,17 @@ def predict_scores(model, examples, process, before_batch=lambda: None):
     batches = [order[i : i + EVAL_ITEMS] for i in range(0, len(order), EVAL_ITEMS)]
     found = {}  # number of an example -> its scores
     model.eval()
-    for i in progress(range(0, len(batches), process.num_processes), "scoring", "fewer items"):
+    for i in progress(range(0, len(batches), process.num_processes), "scoring",
+                      if_slow="fewer items"):
         before_batch()
         # in the last round some processes have no batch left
         numbers = batches[i + process.rank] if i + process.rank < len(batches) else []
         if numbers:
             batch = [examples[number] for number in numbers]
-            idx, lengths = to_tensors(batch, model.config.vocab_size - 1, process.device)
+            idx, lengths = to_tensors(batch, model.pad, process.device)
             with process.autocast:
                 outputs, _ = model(idx, lengths)
+            # numpy: gather_object pickles it quickly
             found.update(zip(numbers, task.join(outputs, batch).cpu().numpy(), strict=True))
     if dist.is_initialized():
         parts = [None] * process.num_processes if process.rank == 0 else None
@@ -589,11 +599,15 @@ def predict_scores(model, examples, process, before_batch=lambda: None):
         for part in parts:
             found.update(part)
     results = [torch.from_numpy(found[i]) for i in range(len(examples))]
+    # padded again: a batch may have items with fewer endings than another
     return pad_sequence(results, batch_first=True, padding_value=-math.inf)
 
 
 def evaluate(model, examples, config, process, run):
-    """The validation loss and the metrics of the task -> dict; None except in the first process"""
+    """
+    The task's loss and its metrics -> dict; None except in the first process. The training loss is
+    another number: it has the language model's loss in it, and for embed fewer negatives.
+    """
     scores = predict_scores(model, examples, process, run.end_if_any_process_stopped)
     model.train()
     if scores is None:
@@ -608,10 +622,10 @@ def evaluate(model, examples, config, process, run):
 
 def get_lr(step, steps, config):
     """Learning rate of a step: linear warm-up, then a straight line to zero (GPT-1, section 4.1)"""
-    warmup = config.warmup * steps
-    if step < warmup:
-        return config.max_lr * min(1.0, (step + 1) / warmup)
-    return config.max_lr * (steps - step) / (steps - warmup)
+    warmup_steps = config.warmup * steps  # in short runs less than one
+    if step < warmup_steps:
+        return config.max_lr * min(1.0, (step + 1) / warmup_steps)
+    return config.max_lr * (steps - step) / (steps - warmup_steps)
 
 
 def choose_trainable(model, tune):
@@ -637,21 +651,46 @@ def load_pretrained(config):
     print0("no checkpoint in log/: a model of the laptop's shape with random weights. To see what "
            "pretraining adds, first run python train_gpt2.py --preset=laptop")
     torch.manual_seed(config.seed)
-    shape = {f.name: PRESETS["laptop"][f.name] for f in fields(GPTConfig)
-             if f.name in PRESETS["laptop"]}
+    shape = pick(GPTConfig, PRESETS["laptop"])
     tokenizer = make_tokenizer("char", [speech for _, speech in read_speeches()])
-    return GPT(GPTConfig(**shape, vocab_size=128)), tokenizer
+    return GPT(GPTConfig(**shape, vocab_size=tokenizer.n_vocab)), tokenizer
 
 
 class Plan(NamedTuple):
-    """What a run needs, known before its processes meet."""
+    """What each process has read and checked before it meets the others."""
     config: TuneConfig
-    checkpoint: dict | None  # the run to continue
+    checkpoint: dict | None  # of the run to continue
     model: TunedGPT
     tokenizer: object
     train: list  # of support/tasks.py's Item
     val: list
-    data: str  # a hash of the training items: a resumed run must see the same
+
+
+def plan_new_run(task_name, config, typed):
+    """config: from the flags that were typed (dict) -> Plan"""
+    check_config(task_name, config)
+    pretrained, tokenizer = load_pretrained(config)
+    if config.demo and pretrained.config.n_embd < 256:
+        config = replace(config, **{**DEMO, **pick(TuneConfig, typed)})  # a typed flag wins
+    train, val = tasks.load_items(TASKS[task_name], config)
+    labels, mean, std = tasks.find_answers(TASKS[task_name], train, val, config)
+    torch.manual_seed(config.seed)  # the same new weights in every process
+    model = from_language_model(pretrained, tokenizer.n_vocab,
+                                make_task(task_name, labels, mean, std), config.dropout,
+                                config.random_weights)
+    return Plan(replace(config, resume=""), None, model, tokenizer, train, val)
+
+
+def plan_resumed_run(task_name, checkpoint, log_dir, typed):
+    """checkpoint: of the run to continue (dict) -> Plan. Typed flags may change some settings."""
+    tasks.check_continues(checkpoint, task_name, typed)
+    config = TuneConfig(**merge(checkpoint, typed, {}, TuneConfig))
+    config = replace(config, resume=checkpoint["path"], log_dir=log_dir)
+    check_config(task_name, config)
+    train, val = tasks.load_items(TASKS[task_name], config)
+    tasks.check_same_items(checkpoint, train, config)
+    model, tokenizer = make_tuned(checkpoint, config.dropout)
+    return Plan(config, checkpoint, model, tokenizer, train, val)
 
 
 def prepare(task_name, typed):
@@ -661,28 +700,12 @@ def prepare(task_name, typed):
     if config.resume not in ("", "auto") and "log_dir" not in typed:
         log_dir = os.path.dirname(config.resume) or "."  # a run continues where its checkpoint is
     checkpoint = checkpoints.find(config.resume, log_dir)
-    if checkpoint is not None:
-        tasks.check_continues(checkpoint, task_name, typed)
-        config = TuneConfig(**merge(checkpoint, typed, {}, TuneConfig))
-        config = replace(config, resume=checkpoint["path"], log_dir=log_dir, B=config.B or None)
-    check_config(task_name, config)
     if checkpoint is None:
-        config = replace(config, resume="")
-        pretrained, tokenizer = load_pretrained(config)
-        if config.demo and pretrained.config.n_embd < 256:
-            config = replace(config, **{**DEMO, **typed, "resume": ""})
-    train, val = tasks.load_items(TASKS[task_name], config)
-    data = tasks.hash_items(train)
-    torch.manual_seed(config.seed)  # the same new weights in every process
-    if checkpoint is None:
-        task = make_task(task_name, *tasks.find_answers(TASKS[task_name], train, val, config))
-        model = from_language_model(pretrained, tokenizer.n_vocab, task, config.dropout,
-                                    config.random_weights)
+        plan = plan_new_run(task_name, config, typed)
     else:
-        tasks.check_same_items(checkpoint, data, config)
-        model, tokenizer = make_tuned(checkpoint, config.dropout)
-    metrics.import_libraries(model.task.libraries)
-    return Plan(config, checkpoint, model, tokenizer, train, val, data)
+        plan = plan_resumed_run(task_name, checkpoint, log_dir, typed)
+    metrics.import_libraries(plan.model.task.libraries)
+    return plan
 
 
 def print_choices(plan, steps, B, process):
@@ -692,7 +715,7 @@ def print_choices(plan, steps, B, process):
     print0(f"{process.card.kind}, {dtype} ({process.dtype_reason}); {len(plan.train)} items, "
            f"{steps} steps of {plan.config.batch}, {B} at a time in {process.num_processes} "
            f"process(es); {trainable:,} trainable parameters")
-    if process.rank == 0:
+    if process.rank == 0:  # only there: counting words takes time
         print0(plan.model.task.baseline(plan.train, plan.val))
 
 
@@ -706,15 +729,16 @@ def main(plan, run):
     train = make_examples(plan.train, task, plan.tokenizer, block_size, config.train or "--demo")
     val = make_examples(plan.val, task, plan.tokenizer, block_size,
                         config.val or config.train or "--demo")
-    B, grad_accum_steps = choose_items(raw_model.config, config, task, train, process)
+    # config.batch items = B * process.num_processes * grad_accum_steps
+    B, grad_accum_steps = choose_micro_batch(raw_model.config, config, task, train, process)
     epoch_ends = [math.ceil(epoch * len(train) / config.batch)  # in steps
                   for epoch in range(1, config.epochs + 1)]
     steps = epoch_ends[-1]
     if plan.checkpoint is not None and plan.checkpoint["step"] > steps:
         raise UserError(f"{plan.checkpoint['step']} steps are done, --epochs={config.epochs} are "
                         f"{steps}: give a larger --epochs")
-    order = make_order(len(train), config.epochs + 1, config.seed)  # + 1: the last step is full
-    run_config = replace(config, B=B, save_every=config.save_every or epoch_ends[0])
+    # one epoch more than asked for: the last batch is filled up from it
+    order = make_order(len(train), config.epochs + 1, config.seed)
 
     # --- the model, what is trained of it, and how ------------------------------------------------
     choose_trainable(raw_model, config.tune)
@@ -722,13 +746,18 @@ def main(plan, run):
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr,
                                                (config.beta1, config.beta2))
     scaler = torch.amp.GradScaler(process.device.type, enabled=process.dtype == torch.float16)
-    start_step = run.restore(run_config, process, plan.tokenizer, None, raw_model, optimizer,
-                             scaler, last_step=steps, train_config=asdict(config),
-                             task={"name": task.name, **asdict(task)}, data=plan.data)
+    # this run saves about once an epoch and takes B items at a time. In the checkpoints is what was
+    # asked for (None, 0), so that a resumed run on another machine chooses again
+    chosen = replace(config, B=B, save_every=config.save_every or epoch_ends[0])
+    start_step = run.restore(chosen, process, plan.tokenizer, None, raw_model, optimizer, scaler,
+                             last_step=steps, train_config=asdict(config),
+                             task={"name": task.name, **asdict(task)},
+                             data=tasks.hash_items(plan.train))
     print_choices(plan, steps, B, process)
 
     # --- the loop: `step` counts the updates done; saving and measuring come before the next one --
     for step in range(start_step, steps + 1):
+        # what a checkpoint needs: saved now if due, or when the run ends before the next update
         run.turn(step, model=raw_model, optimizer=optimizer, scaler=scaler.state_dict(),
                  position=step * config.batch)
         run.end_if_any_process_stopped()
@@ -749,8 +778,8 @@ def main(plan, run):
         loss_accum = 0.0
         for micro_step in range(grad_accum_steps):
             # B items for each process, dealt out like cards, so that all get equally long ones
-            n = B * process.num_processes
-            examples = batch[micro_step * n : (micro_step + 1) * n]
+            num_items = B * process.num_processes
+            examples = batch[micro_step * num_items : (micro_step + 1) * num_items]
             examples = examples[process.rank :: process.num_processes]
             if isinstance(model, DDP):  # average in the last micro step only, see train_gpt2.py
                 model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
@@ -772,10 +801,12 @@ def main(plan, run):
 
         loss = sum_over_processes(loss_accum / process.num_processes)
         run.log(step, train=loss, lr=lr, norm=norm.item(), dt=dt)
-    if not run.last_save_failed:
-        use = 'search {} passages.jsonl "a question"' if task.name == "embed" else \
-            "predict {} items.jsonl"
-        print0(f"next: python finetune.py {use.format(config.log_dir)}")
+    if run.last_save_failed:
+        return
+    if task.name == "embed":
+        print0(f'next: python finetune.py search {config.log_dir} passages.jsonl "a question"')
+    else:
+        print0(f"next: python finetune.py predict {config.log_dir} items.jsonl")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -800,7 +831,7 @@ def predict(argv):
     model, tokenizer, _ = load_tuned(name)
     out = tasks.check_out(config.out, model.task)
     items, problems = tasks.read_items(path, model.task, with_answers=False)
-    with Run(config, None) as record, record.phase("scoring", "shorter texts or a smaller model"):
+    with orderly_end("scoring", "shorter texts or --device=cpu"):
         process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
         model.to(process.device)
         examples = make_examples(items, model.task, tokenizer, model.config.block_size, path)
@@ -831,7 +862,7 @@ def load_embedder(name):
 
 
 def embed_texts(model, tokenizer, texts, process):
-    """Texts (list) -> vectors (n, C) of length 1, on the CPU: their products are similarities"""
+    """Texts (list) -> unit vectors (n, C), on the CPU: their dot products are similarities"""
     block_size = model.config.block_size
     examples = [Example([list(tokenizer.encode(text))[:block_size]], None) for text in texts]
     return predict_scores(model, examples, process).squeeze(1)
@@ -849,7 +880,7 @@ def search(argv):
     if problem := tasks.check_text(question):
         raise UserError(f"the question {problem}")
     items, problems = tasks.read_items(path, Embed(), with_answers=False)
-    passages = [item.texts[-1] for item in items]  # the passage of a pair, not its query
+    passages = [item.texts[-1] for item in items]  # an item is a passage, or a query and a passage
     model, tokenizer = load_embedder(name)
     with orderly_end("search", "shorter passages or --device=cpu"):
         process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
@@ -872,8 +903,8 @@ def run(argv):
         {"predict": predict, "search": search}[command](flags)
     elif command in TASKS:
         plan = prepare(command, parse(flags, __doc__, TuneConfig))
-        with Run(plan.config, plan.checkpoint) as record:
-            main(plan, record)
+        with Run(plan.config, plan.checkpoint) as this_run:
+            main(plan, this_run)
     else:
         raise UserError(f"there is no task {command}: {names} (--help shows them)")
 

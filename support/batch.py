@@ -65,7 +65,7 @@ def choose_batch(gpt_config, config, max_B, process, hellaswag, compiled):
                     "--activation_checkpointing, --shard on several GPUs, or --shard --offload")
 
 
-def choose_items(gpt_config, config, task, examples, process):
+def choose_micro_batch(gpt_config, config, task, examples, process):
     """
     For finetune.py: the largest number of items that divides a process's share of a step and fits
     on the fullest card. config: a TuneConfig; examples: the items to learn from -> B, number of

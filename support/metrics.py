@@ -111,13 +111,13 @@ def of_scores(targets, scores):
     return {"spearman": spearman, "pearson": pearson}
 
 
-def of_search(similarities, text_ids):
+def of_search(similarities, text_numbers):
     """
-    similarities (n, n), query i to passage j; text_ids: for each pair a number of its query and one
+    similarities (n, n), query i to passage j; text_numbers: for each pair one of its query and one
     of its passage, equal for equal texts -> {metric: value}
     """
-    query_ids, passage_ids = zip(*text_ids, strict=True)
-    return search_quality(own_ranks(similarities, query_ids, passage_ids))
+    query_numbers, passage_numbers = zip(*text_numbers, strict=True)
+    return search_quality(own_ranks(similarities, query_numbers, passage_numbers))
 
 
 # --- baselines: what is reached without a model, to compare each result with ----------------------

@@ -89,7 +89,7 @@ def read_answer(entry, task, num_endings):
 
 def make_item(entry, number, task, with_answers=True):
     """An entry (dict) and the number of its line -> Item"""
-    names = task.texts
+    names = task.entries
     if task.answer is None and not with_answers:
         # one text is enough for a vector, under any of these names
         names = [name for name in ("text", "query", "passage") if name in entry]
@@ -127,7 +127,7 @@ def read_items(path, task, with_answers=True):
                 items.append(make_item(read_entry(line), number, task, with_answers))
                 check_alike(items)
             except ValueError as e:
-                entries = ", ".join(filter(None, (*task.texts, task.answer)))
+                entries = ", ".join(filter(None, (*task.entries, task.answer)))
                 problems.append(f"{path}, line {number}: {e}. The entries of {task.name}: "
                                 f"{entries.replace('place', 'label')}")
     if not items:
@@ -279,10 +279,10 @@ def check_continues(checkpoint, task_name, typed):
                             f"model: leave out --{name}, or leave out --resume for a new run")
 
 
-def check_same_items(checkpoint, data, config):
-    """UserError if the run would see other items than it began with. data: see hash_items"""
+def check_same_items(checkpoint, train, config):
+    """UserError if the run would see other training items (list of Item) than it began with."""
     path = checkpoint["path"]
-    if checkpoint.get("data") != data:
+    if checkpoint.get("data") != hash_items(train):
         raise UserError(f"the items of {config.train or 'the demo'} have changed since {path} was "
                         "saved: bring them back, or begin a new run without --resume")
     if checkpoint["position"] != checkpoint["step"] * config.batch:

@@ -17,9 +17,9 @@ import finetune
 import play
 import train_gpt2
 from finetune import (SPECIAL_TOKENS, TASKS, Classify, Embed, Example, TunedGPT, TuneConfig, from_language_model,
-                      truncate)
+                      shorten)
 from support import tasks
-from support.batch import choose_items
+from support.batch import choose_micro_batch
 from support.console import UserError, missing_package
 from support.hugging_face import save_tuned, transposed
 from support.tokenizer import make_tokenizer
@@ -108,7 +108,7 @@ def test_a_long_text_is_cut_where_it_costs_least(task):
 def test_the_longest_text_is_cut_first():
     """Two long texts end up equally long; the texts themselves stay as they are."""
     texts = [list(range(10)), list(range(9)), [1]]
-    assert list(map(len, truncate(texts, 12))) == [6, 5, 1] and len(texts[0]) == 10
+    assert list(map(len, shorten(texts, 12))) == [6, 5, 1] and len(texts[0]) == 10
 
 
 def test_padding_never_changes_a_score(tune):
@@ -291,9 +291,10 @@ def test_what_a_micro_batch_holds(task, processes, B, expected):
     process = a_process(num_processes=processes)
     process.card = SimpleNamespace(kind="cpu", free=math.inf)
     examples = [Example([[1, 2]], 0)] * 32
-    assert choose_items(GPTConfig(), TuneConfig(B=B), TASKS[task]([0, 1]), examples, process) == expected
+    what = TASKS[task]([0, 1])
+    assert choose_micro_batch(GPTConfig(), TuneConfig(B=B), what, examples, process) == expected
     process.num_processes = 5
-    assert "try --batch=30" in refusal(choose_items, GPTConfig(), TuneConfig(), TASKS[task]([0, 1]), examples, process)
+    assert "try --batch=30" in refusal(choose_micro_batch, GPTConfig(), TuneConfig(), what, examples, process)
 
 
 @pytest.mark.parametrize("flags", [dict(batch=1), dict(batch=8, B=1)])
@@ -303,7 +304,7 @@ def test_a_passage_needs_negatives(flags):
     process.card = SimpleNamespace(kind="cpu", free=math.inf)
     examples = [Example([[1], [2]], None)] * 20
     assert "the other items of a micro-batch" in refusal(
-        choose_items, GPTConfig(), TuneConfig(**flags), Embed(), examples, process)
+        choose_micro_batch, GPTConfig(), TuneConfig(**flags), Embed(), examples, process)
 
 
 @pytest.mark.parametrize("rows, expected", [(1, (16, 2)), (4, (4, 8)), (20, (1, 32))])
@@ -312,10 +313,10 @@ def test_a_micro_batch_fits_into_the_card(rows, expected):
     process = a_process()
     process.card, process.dtype = SimpleNamespace(kind="cuda", free=16e9), torch.bfloat16
     examples = [Example([[1] * 512] * rows, 0)] * 32
-    assert choose_items(GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process) == expected
+    assert choose_micro_batch(GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process) == expected
     process.card.free = 2e9
     assert "1 item(s) at a time need" in refusal(
-        choose_items, GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process)
+        choose_micro_batch, GPTConfig(), TuneConfig(), TASKS["choose"](), examples, process)
 
 
 @pytest.mark.parametrize("what_learns", ["all", "head", "biases"])
@@ -450,7 +451,7 @@ def test_scores_and_similarities_are_not_rounded(dtype, language_model):
 
 
 def test_what_the_language_model_loss_needs():
-    """12 bytes for each logit in 16 bits: themselves, in float32, log-softmax. choose_items counts on it."""
+    """12 bytes for each logit in 16 bits: themselves, in float32, log-softmax. choose_micro_batch counts on it."""
     V, tokens = 20_000, 512
     model = TunedGPT(GPTConfig(64, V + 4, 1, 2, 16), Classify([0, 1]))
     examples = [Example([torch.randint(V, (64,)).tolist()], 0) for _ in range(tokens // 64)]
@@ -475,7 +476,7 @@ def test_a_run_that_goes_on_keeps_its_model(tune, tmp_path):
 
 def test_the_baseline_is_said_first(tune, capsys):
     """The majority's share for labels, chance for endings, BM25 for a search."""
-    for task, said in (("classify", "always 1 is right for"), ("choose", "any ending is right for"),
+    for task, said in (("classify", "always 1 is right for"), ("choose", "a random ending is right for"),
                        ("embed", "counting words (BM25): recall@1"), ("compare", "the mean score for all")):
         capsys.readouterr()
         tune(task, task)
@@ -654,7 +655,7 @@ def test_transformers_gives_the_same_logits(task, tune, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     model, examples = examples_of(task, run)
     ours = finetune.predict_scores(model, examples, a_process())
-    texts = [[item[name] for name in model.task.texts] for item in FILES[task]]
+    texts = [[item[name] for name in model.task.entries] for item in FILES[task]]
     n_vocab = len(tokenizer) - len(SPECIAL_TOKENS)
     for lengths in ((29, 80), (80, 29), (80, 30), (30, 31), (40, 40), (41, 40), (80, 81)):
         # too long: the exported tokenizer cuts where we do, to the token
