@@ -17,7 +17,8 @@ when something fails, or to learn what a call into support does.
     files.py           writing a file completely or not at all; locks
     settings.py        command line -> frozen dataclasses: flags > checkpoint > preset > defaults
     prompts.py         the prompt on a command line: text, @file or stdin -> token ids
-    shards.py          shards of tokens: headers, meta.json, checksums, their tokenizer
+    shards.py          reading shards of tokens, meta.json and the tokenizer beside them
+    shard_directory.py writing shards: names, meta.json, locks, resuming, --check
     hellaswag_file.py  downloading HellaSwag, and checking that it is complete
     hugging_face.py    GPT-2 in Hugging Face's formats, in and out
     tasks.py           the files of a fine-tuning task, read and checked line by line
