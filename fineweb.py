@@ -54,10 +54,8 @@ from support.tokenizer import make_tokenizer, read_text
 # --------------------------------------------------------------------------------------------------
 # 1 settings
 
-# A thread tokenizes this much text at a time: enough to make handing it over cheap
-BATCH_BYTES = 256_000
-# The reader stays at most this far ahead of the writer: a second or two of work for two cores
-AHEAD_BYTES = 32_000_000
+BATCH_BYTES = 256_000  # text that a thread tokenizes at a time
+AHEAD_BYTES = 32_000_000  # text read ahead of the shards: a second or two of work for two cores
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ class Batch:
     name: str  # of the piece: the path of a file, or "piece 3 of the dataset"
     piece: int  # index of the piece
     row: int  # index of the first row in the piece
-    rows: list  # texts (str or bytes), or the lines of a .jsonl file (bytes)
-    size: int  # of all rows, in bytes
+    rows: list  # texts (str or bytes); for a .jsonl file, its lines (bytes)
+    size: int  # bytes in all rows
     share: float  # how much of the corpus has been read after this batch, from 0 to 1
 
 
@@ -134,15 +132,16 @@ def load_hub(config):
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         if config.stream and not os.path.exists(config.dataset):
-            # fails at once without a network, where load_dataset tries for half a minute
-            with contextlib.suppress(urllib.error.HTTPError):  # any answer shows that it is there
+            # without a network this fails at once, load_dataset after half a minute
+            with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
                 urllib.request.urlopen(hub, timeout=30).close()
         data = load_dataset(config.dataset, name=config.name or None, split="train",
                             streaming=config.stream)
-    except Exception as e:  # the library's own, for: no network, no such dataset, no space
+    except Exception as e:  # datasets raises many kinds: no network, no such dataset, no space
         raise UserError(f"cannot load {config.dataset} {config.name} from {hub} ({one_line(e)}): "
                         "set HF_ENDPOINT to a mirror, or use text of your own with "
                         "--files='data/*.jsonl'")
+    # datasets calls its pieces shards, too
     n = data.num_shards if config.stream else min(1000, max(1, len(data)))
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
 
@@ -150,7 +149,7 @@ def load_hub(config):
 def from_library(rows):
     """
     Yield the items of a library's iterator. Libraries raise many kinds of exceptions when a file is
-    damaged or a connection breaks; here they become OSError. Bugs in our own code do not.
+    damaged or a connection breaks: here each becomes an OSError, which read_batches catches.
     """
     rows = iter(rows)
     while True:
@@ -255,26 +254,22 @@ def row_text(row, is_json, text_key):
     A row -> its text, and whether it had invalid Unicode, which is now U+FFFD. The text is None if
     the row is a blank line of a .jsonl file. ValueError if the row has no text.
     """
-    mended = False
+    text, mended = row, False
     if isinstance(row, bytes):
-        try:
-            row = row.decode()
-        except UnicodeDecodeError:
-            row = row.decode(errors="replace")
-            mended = True
+        text = row.decode(errors="replace")
+        mended = text.encode() != row
     if is_json:
-        line = row.removeprefix("\ufeff").strip()  # a byte order mark, as Windows writes
+        line = text.removeprefix("\ufeff").strip()  # Windows may begin a file with this mark
         if not line:
             return None, False
-        row = json_text(line, text_key)
-    if not isinstance(row, str):
+        text = json_text(line, text_key)
+    if not isinstance(text, str):
         raise ValueError(f"no text under {text_key!r}")
     try:
-        row.encode()
+        text.encode()
     except UnicodeEncodeError:
-        row = row.translate(SURROGATES)
-        mended = True
-    return row, mended
+        return text.translate(SURROGATES), True
+    return text, mended
 
 
 def json_text(line, text_key):
@@ -312,7 +307,7 @@ def encode_batch(batch, tokenizer, dtype, text_key):
         tokens[end] = tokenizer.eot
         tokens[end + 1 : end + 1 + len(ids)] = ids
         end += 1 + len(ids)
-    # the tokens may wait for their turn: free what is no longer needed
+    # batches may wait for their turn in in_order: free what is no longer needed
     batch.rows, documents.texts = [], []
     return batch, documents, tokens
 
@@ -324,15 +319,12 @@ def in_order(function, batches, workers):
     """
     pool = ThreadPoolExecutor(workers)
     waiting = deque()  # (size of the batch, its future result)
-    ahead = 0  # bytes in `waiting`
     try:
         for batch in batches:
             waiting.append((batch.size, pool.submit(function, batch)))
-            ahead += batch.size
             # what is waiting keeps the threads busy while a shard is written
-            while ahead > AHEAD_BYTES and len(waiting) > workers:
-                size, future = waiting.popleft()
-                ahead -= size
+            while sum(size for size, _ in waiting) > AHEAD_BYTES and len(waiting) > workers:
+                _, future = waiting.popleft()
                 yield future.result()
         while waiting:
             _, future = waiting.popleft()
@@ -374,19 +366,19 @@ class ShardWriter:
     def add(self, batch, documents, tokens):
         """Put the tokens of a batch into the buffer, and write it whenever it is full."""
         if self.filled == 0 and not self.meta["shards"]:
-            self.save_meta(0, 0, 0)  # if we are killed after the first shard, it tells whose it is
-        done = min(self.to_skip, len(tokens))
-        self.to_skip -= done
-        while done < len(tokens) and not self.has_enough():
-            part = tokens[done : done + len(self.buffer) - self.filled]
+            self.save_meta(0, 0, 0)  # find_meta would refuse a first shard without a meta.json
+        start = min(self.to_skip, len(tokens))  # tokens[:start] are in shards already
+        self.to_skip -= start
+        while start < len(tokens) and not self.has_enough():
+            part = tokens[start : start + len(self.buffer) - self.filled]
             self.buffer[self.filled : self.filled + len(part)] = part
             self.filled += len(part)
-            done += len(part)
+            start += len(part)
             self.show_progress(len(part), batch.share)
             if self.filled == len(self.buffer):
                 self.save_buffer()
-                self.save_meta(batch.piece, batch.row, done)
-        # if this was the last shard, a later run reads the batch again, and counts it then
+                self.save_meta(batch.piece, batch.row, start)
+        # after the last shard, a later run begins with this batch, and will count it
         if not self.has_enough():
             self.meta["bytes"] += documents.size
             self.meta["mended"] += documents.mended
@@ -414,7 +406,7 @@ class ShardWriter:
         self.filled = 0
 
     def count_val_tokens(self, n):
-        """The number of validation tokens among the first n tokens: two full shards, or all"""
+        """How many of the first n tokens (two full shards, or a smaller corpus) are validation"""
         shard_size, val_tokens = self.config.shard_size, self.config.val_tokens
         if n == 2 * shard_size:
             return shard_size
