@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import random
+import subprocess
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -74,6 +76,34 @@ class LiveStorages(TorchDispatchMode):
 
 
 # --- runs -----------------------------------------------------------------------------------------
+
+# a run that draws random numbers in every step
+WITH_DROPOUT = ("--device=cpu --tokenizer=char --n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --T=32 --B=2 "
+            "--total_batch_size=128 --warmup_steps=2 --max_lr=1e-2 --min_lr=1e-3 --eval_every=50 --val_tokens=500 "
+            f"--dropout=0.1 --no-hellaswag --keep_last=2 --data_root={ROOT}/input.txt").split()
+
+
+def start_run(processes, log_dir, *flags, torchrun=()):
+    """Start train_gpt2.py with WITH_DROPOUT and further flags -> subprocess.Popen. torchrun: flags of torchrun"""
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *torchrun]
+    command = [*python, os.path.join(ROOT, "train_gpt2.py"), *WITH_DROPOUT, f"--log_dir={log_dir}", *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait_for(run, text):
+    """Read what a run prints up to a line that contains the text -> that line, or None if the run ends before it"""
+    return next((line for line in run.stdout if text in line), None)
+
+
+def finish(run):
+    """Wait until a run ends, which must succeed -> what it printed"""
+    printed, _ = run.communicate()
+    assert run.returncode == 0, printed
+    return printed
+
 
 def read_log(log_dir):
     """log.txt -> {stream: {step: value}}"""

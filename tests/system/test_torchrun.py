@@ -13,12 +13,12 @@ import sys
 
 import numpy as np
 import pytest
-from small_runs import ROOT, TINY, assert_same_bits, assert_same_losses, read_log, write_shards
+from small_runs import (ROOT, TINY, assert_same_bits, assert_same_losses, finish, read_log, start_run, wait_for,
+                        write_shards)
 
 import hellaswag
 import train_gpt2
 from support import checkpoints
-from tools import faults
 
 # --- several processes are one run ----------------------------------------------------------------
 
@@ -129,16 +129,10 @@ def children(pid):
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to find the processes of torchrun")
 def test_torchrun_restarts_a_run_that_has_lost_a_process(tmp_path):
     """One of two processes is killed: torchrun starts both again, from the newest checkpoint, and nothing shows."""
-    flags = [f"--data_root={os.path.join(ROOT, 'input.txt')}", "--dtype=float32", "--max_steps=60", "--save_every=20"]
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = faults.start(2, str(tmp_path / "whole"), *flags)
-    assert whole.wait() == 0, whole.stdout.read()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    run = subprocess.Popen([*torchrun, os.path.join(ROOT, "train_gpt2.py"), *faults.FLAGS[:-1], *flags,
-                            f"--log_dir={tmp_path / 'parts'}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert faults.wait_for(run, "step    30 | loss:")
+    flags = ["--dtype=float32", "--max_steps=60", "--save_every=20"]
+    finish(start_run(2, tmp_path / "whole", *flags))
+    run = start_run(2, tmp_path / "parts", *flags, torchrun=["--max-restarts=3"])
+    assert wait_for(run, "step    30 | loss:")
     os.kill(children(run.pid)[1], signal.SIGKILL)
     out = run.communicate(timeout=120)[0]
     assert run.returncode == 0 and "resuming from" in out, out
