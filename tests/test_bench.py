@@ -1,4 +1,5 @@
 """Facts about the bench: its command line and its report."""
+import functools
 import json
 import os
 import subprocess
@@ -11,16 +12,14 @@ from small_runs import ROOT, refusal
 
 from tools import bench
 from tools.bench import Report
-from tools.parts import BENCH, REPORT, Setting, list_parts
+from tools.parts import BENCH, REPORT, Measurement, Setting, list_parts
 
 
-def test_parts_are_named_with_commas_or_as_words():
+def test_parts_are_named_with_commas():
     """Without names: the bench's parts, or with --gpu the report's."""
     assert bench.parse(["--parts=step,attention"]).parts == ["step", "attention"]
-    assert bench.parse(["ddp", "fineweb", "--quick"]).parts == ["ddp", "fineweb"]
     assert bench.parse([]).parts == list(BENCH) and bench.parse(["--gpu"]).parts == list(REPORT)
     assert set(BENCH) | set(REPORT) == set(list_parts())
-    assert [bench.parse(argv).minutes for argv in (["--gpu"], ["--gpu", "--quick"], [])] == [25, 5, 240]
 
 
 def test_one_command_writes_the_report(tmp_path):
@@ -38,20 +37,41 @@ def test_one_command_writes_the_report(tmp_path):
     assert "no CUDA, tiny models" in page and page.index("### attention") < page.index("### checkpoint")
 
 
-def test_only_a_short_list_needs_cuda(tmp_path, monkeypatch):
-    """On a CPU its rows say so; every other measurement is handed to a process."""
-    asked = []
+def two_rows_and_the_end(setting, deed):
+    """A measurement."""
+    yield "first", {"n": 1}
+    if deed == "fail":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    yield "second", {"n": 2}
 
-    def measure_part(command, names, log, deadline, row_limit, add):
-        asked.extend(names)
-    monkeypatch.setattr(bench, "measure_part", measure_part)
+
+@pytest.mark.parametrize("deed, seconds, rows", [
+    ("go on", 60, [("first", {"n": 1}), ("second", {"n": 2})]),
+    ("fail", 60, [("first", {"n": 1}), ("name", {"note": "died with exit code 1: see report.log"})]),
+    ("hang", 0.1, [("name", {"note": "took too long: see report.log"})])])  # it does not even start in that time
+def test_what_dies_or_hangs_is_a_row(deed, seconds, rows, tmp_path):
+    """The rows before it stay, and report.log has what it printed."""
+    report = Report(str(tmp_path), "a CPU")
+    measurement = Measurement("name", functools.partial(two_rows_and_the_end, deed=deed))
+    bench.measure("step", measurement, Setting(str(tmp_path)), report, time.monotonic() + seconds)
+    assert [(row["row"], row["figures"]) for row in report.rows] == rows
+    if deed == "fail":
+        assert "illegal memory access" in (tmp_path / "report.log").read_text()
+
+
+def test_only_a_short_list_needs_cuda(tmp_path, monkeypatch):
+    """On a CPU its rows say so; every other measurement would be taken, if there were time."""
     monkeypatch.setattr(bench, "DEVICE", torch.device("cpu"))
     report = Report(str(tmp_path), "a CPU")
-    for part in list_parts():
-        bench.report_part(part, Setting(str(tmp_path), tiny=True), report, time.monotonic() + 60)
-    needs_cuda = [row["row"] for row in report.rows if row["figures"] == {"note": "needs CUDA"}]
+    for part, measurements in list_parts().items():
+        for measurement in measurements:
+            bench.measure(part, measurement, Setting(str(tmp_path)), report, end=time.monotonic() - 1)
+    notes = {"needs CUDA": [], "not measured: no time was left": []}
+    for row in report.rows:
+        notes[row["figures"]["note"]].append(row["row"])
+    needs_cuda, others = notes.values()
     assert len(needs_cuda) == 7 and all("ATTENTION" in name or name.endswith(" GB") for name in needs_cuda)
-    assert len(asked) + len(needs_cuda) == sum(map(len, list_parts().values()))
+    assert len(others) + 7 == sum(map(len, list_parts().values()))
 
 
 def test_what_is_measured_again_replaces_what_was_there(tmp_path):
@@ -62,7 +82,7 @@ def test_what_is_measured_again_replaces_what_was_there(tmp_path):
     there.add("step", "ours", "ours", {"ms a step": 300.5, "note": "a | in it"})
     here = Report(str(tmp_path), "card A")
     here.read()
-    here.forget("step", ["ours"])
+    here.forget("step", "ours")
     here.add("step", "ours", "ours", {"ms a step": 139.75})
     page = (tmp_path / "report.md").read_text()
     assert page.count("| ours |") == 2 and "140.2" not in page
@@ -70,19 +90,8 @@ def test_what_is_measured_again_replaces_what_was_there(tmp_path):
     assert page.index("## card B") < page.index("300.5") < page.index("## card A") < page.index("139.8")
 
 
-def test_where_the_time_is_over_the_rows_say_so(tmp_path):
-    """Nothing is left out without a word."""
-    report = Report(str(tmp_path), "a card")
-    bench.report_part("dtypes", Setting(str(tmp_path), tiny=True), report, time.monotonic() - 1)
-    assert [row["figures"]["note"] for row in report.rows] == ["not measured: no time was left"] * 2
-
-
-def test_wrong_words_are_refused(tmp_path):
-    """A part that does not exist, and a report.json that is somebody else's."""
-    for argv in (["--parts=stpe"], ["stpe"]):
-        assert "there are environment, step" in refusal(bench.main, argv)
-    (tmp_path / "report.json").write_text("[1]")
-    assert "not a report" in refusal(Report(str(tmp_path), "a card").read)
+def test_a_part_that_does_not_exist_is_refused():
+    assert "there are environment, step" in refusal(bench.main, ["--parts=stpe"])
 
 
 @pytest.mark.parametrize("figure, text", [(467123.4, "467,123"), (139.234, "139.2"), (1.23456, "1.235"), (7, "7"),

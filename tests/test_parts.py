@@ -1,11 +1,12 @@
 """Facts about the parts of the bench: all of them run on a CPU, with a tiny model, except for what only CUDA has."""
 import json
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from tools import bench, parts
+from tools import parts
 from tools.measure import made_up_shards
 from tools.parts import REPORT, Setting, list_parts
 
@@ -20,7 +21,7 @@ def setting(tmp_path_factory):
     """Shards for a tiny model."""
     folder = str(tmp_path_factory.mktemp("bench"))
     made_up_shards(os.path.join(folder, "shards"), 2**14, 2**10)
-    return Setting(folder, tiny=True, compile=False)
+    return Setting(folder, tiny=True)
 
 
 @pytest.mark.parametrize("part, measurement", MEASUREMENTS)
@@ -29,7 +30,6 @@ def test_every_measurement_of_the_report_gives_figures(part, measurement, settin
     if measurement.needs_cuda and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     monkeypatch.chdir(setting.folder)
-    bench.start_afresh()
     rows = list(measurement.function(setting))
     assert rows
     for row, figures in rows:
@@ -47,21 +47,21 @@ def test_ratios_are_those_of_neighbours_in_time():
 
 
 def test_a_contender_that_dies_is_a_row(setting, monkeypatch):
-    """transformers, for instance, may not fit. The measurements after it go on."""
-    monkeypatch.setattr(parts, "ROOT", "/nowhere")  # its process does not find the program
+    """transformers, for instance, may not fit."""
+    monkeypatch.setattr(parts, "serve", os._exit)  # a TypeError: it wants one argument
     [(row, figures)] = parts.step(setting, ["transformers"])
-    assert row == "transformers" and figures["note"] == "died with exit code 2: see report.log"
+    assert row == "transformers" and figures["note"] == "died with exit code 1: see report.log"
 
 
-def test_a_contender_answers_until_its_input_ends(setting, monkeypatch, capsys):
-    """Each line of its input is a step, or a question about memory."""
-    monkeypatch.setattr(parts.sys, "stdin", ["step\n", "memory\n"])
-    parts.serve("eager", setting, 2, 64)
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first == {} and second["B"] == 2 and second["peak GB"] > 0 and second["estimate GB"] > 0
+def test_a_contender_takes_steps_and_says_how_much_memory_it_needed(setting):
+    asked = Mock(**{"recv.side_effect": ["step", "step", "memory"]})
+    parts.serve(asked, "eager", setting, 2, 64)
+    *steps, memory = [call.args[0] for call in asked.send.mock_calls]
+    assert steps == ["done", "done"]
+    assert memory["B"] == 2 and memory["peak GB"] > 0 and memory["estimate GB"] > 0
 
 
-def test_half_the_rows_where_memory_runs_out(setting, monkeypatch, capsys):
+def test_half_the_rows_where_memory_runs_out(setting, monkeypatch):
     """On a card other people's steps need more memory than ours."""
     tried = []
 
@@ -71,6 +71,6 @@ def test_half_the_rows_where_memory_runs_out(setting, monkeypatch, capsys):
             raise torch.OutOfMemoryError
         return lambda: None
     monkeypatch.setattr(parts, "contender", contender)
-    monkeypatch.setattr(parts.sys, "stdin", ["memory\n"])
-    parts.serve("plain", setting, 8, 64)
-    assert tried == [8, 4, 2] and json.loads(capsys.readouterr().out)["B"] == 2
+    asked = Mock(**{"recv.return_value": "memory"})
+    parts.serve(asked, "plain", setting, 8, 64)
+    assert tried == [8, 4, 2] and asked.send.mock_calls[0].args[0]["B"] == 2

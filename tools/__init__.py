@@ -11,7 +11,7 @@ The bench in pieces:
 
     tools/parts.py                  the parts of the bench
     tools/measure.py                the clock, the memory, and contenders
-    tools/children.py               processes that may die, and then become a row of the report
+    tools/children.py               processes that may die
 """
 import os
 

@@ -11,10 +11,10 @@ Measures every part of this project: speed and memory, beside what one would run
 The rows are printed as they are measured, and kept in report.md, to be read, and report.json. A
 later call adds to both; what it measures again replaces the older row.
 
-Each part runs in a process of its own, without network. Shards hold random tokens, HellaSwag's
-items are made up. What dies or hangs becomes a row that says why; its output is in report.log.
-With --gpu a part has at most four minutes. Without a card --gpu trains tiny models: their figures
-show that each part runs, and nothing else.
+Each measurement runs in a process of its own, without network. Shards hold random tokens,
+HellaSwag's items are made up. What dies or hangs becomes a row that says so; report.log has what
+it printed. Without a card --gpu trains tiny models: their figures show that each part runs, and
+nothing else.
 
 Compare ratios: times depend on the machine, and on what else it does. On a CPU, contenders
 therefore take turns (A B A B ...). The plain recipe is eager, bfloat16 autocast, and AdamW as
@@ -39,69 +39,31 @@ docs/speed.md has the table, where the time of a step goes, and what was tried a
 parts are in parts.py, the clock and the contenders in measure.py, processes in children.py.
 
 Contents
-    1 a part's process    work
-    2 the report          Report, show, table
-    3 the command line    parse, report_part, main
+    1 the report          Report, show, table
+    2 measuring           work, measure, measure_all
+    3 the command line    parse, main
 """
 import argparse
-import gc
 import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from functools import partial
-
-import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.console import UserError, run_program
 from support.files import atomic_write
-from tools import ROOT
-from tools.children import measure_part
-from tools.measure import DEVICE, forget_peak, made_up_shards
-from tools.parts import BENCH, REPORT, Setting, list_parts, serve
+from tools.children import SPAWN, Child, Died
+from tools.measure import DEVICE, describe_machine, made_up_shards
+from tools.parts import BENCH, REPORT, Setting, list_parts
 
-GPU_PART_LIMIT = 240  # seconds: a rented card should not wait for a part that hangs
-GPU_ROW_LIMIT = 150
+GPU_LIMIT = 150  # seconds: a rented card should not wait for a measurement that hangs
 
 # -------------------------------------------------------------------------------------------------
-# 1 a part's process: one measurement after another, each row printed when it is known
-
-def start_afresh():
-    """Clear what the measurement before this one has left behind."""
-    gc.collect()
-    torch._dynamo.reset()
-    if torch.cuda.is_initialized():
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    forget_peak()
-
-
-def work(part, names, setting):
-    """Take these measurements of a part, and print what children.py expects."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what runs print goes to stderr, and so into report.log
-
-    def say(**what):
-        print(json.dumps(what), file=out, flush=True)
-    os.chdir(setting.folder)  # train_gpt2.py looks for HellaSwag's items here
-    for measurement in list_parts()[part]:
-        if measurement.name not in names:
-            continue
-        say(begins=measurement.name)
-        start_afresh()
-        t0 = time.perf_counter()
-        for row, figures in measurement.function(setting):
-            say(row=row, figures=figures)
-        say(ended=measurement.name, seconds=time.perf_counter() - t0)
-
-
-# -------------------------------------------------------------------------------------------------
-# 2 the report
+# 1 the report
 
 @dataclass
 class Report:
@@ -115,17 +77,13 @@ class Report:
         path = os.path.join(self.folder, "report.json")
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
-                try:
-                    self.rows = json.load(f)["rows"]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path} is not a report: move it away, or choose another "
-                                    "--out")
+                self.rows = json.load(f)["rows"]
 
-    def forget(self, part, names):
-        """Remove the rows of measurements that this machine is about to repeat."""
+    def forget(self, part, measurement):
+        """Remove the rows of a measurement that this machine is about to repeat."""
+        repeated = (self.machine, part, measurement)
         self.rows = [row for row in self.rows
-                     if (row["machine"], row["part"]) != (self.machine, part)
-                     or row["measurement"] not in names]
+                     if (row["machine"], row["part"], row["measurement"]) != repeated]
 
     def add(self, part, measurement, row, figures):
         """Print a row, and write it into both files."""
@@ -176,100 +134,85 @@ def table(rows):
 
 
 # -------------------------------------------------------------------------------------------------
-# 3 the command line
+# 2 measuring
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="part", help="the same as --parts=part,part")
-    parser.add_argument("--parts", default="", help="names with commas between them")
-    parser.add_argument("--gpu", action="store_true", help="the report on a rented card")
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs")
-    parser.add_argument("--minutes", type=float,
-                        help="when to stop [with --gpu 25, with --gpu --quick 5, otherwise 240]")
-    parser.add_argument("--hellaswag", default="", metavar="FILE",
-                        help="HellaSwag items for the part hellaswag; otherwise they are made up")
-    parser.add_argument("--files", default="", metavar="FILE",
-                        help=".jsonl or .txt for the part fineweb; otherwise input.txt")
-    parser.add_argument("--out", default=".", help="the folder of report.md and report.json")
-    parser.add_argument("--part", help=argparse.SUPPRESS)  # JSON: the process of a part
-    parser.add_argument("--contender", help=argparse.SUPPRESS)  # JSON: the process of a contender
-    args = parser.parse_args(argv)
-    known = list_parts()
-    named = args.names + (args.parts.split(",") if args.parts else [])
-    args.parts = named or list(REPORT if args.gpu else BENCH)
-    if unknown := [part for part in args.parts if part not in known]:
-        raise UserError(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}")
-    args.files = args.files and os.path.abspath(args.files)  # a part works in another directory
-    args.hellaswag = args.hellaswag and os.path.abspath(args.hellaswag)
-    if args.minutes is None:
-        args.minutes = 240 if not args.gpu else 5 if args.quick else 25
-    return args
+def work(pipe, function, setting, log):
+    """The process of a measurement: send its rows one by one, then None."""
+    with open(log, "ab") as f:
+        os.dup2(f.fileno(), 1)  # what runs and libraries print
+        os.dup2(f.fileno(), 2)
+    os.chdir(setting.folder)  # train_gpt2.py looks for HellaSwag's items here
+    for row in function(setting):
+        pipe.send(row)
+    pipe.send(None)
 
 
-def interrupt(number, frame):
-    """SIGTERM ends us as Ctrl-C does: no process stays behind."""
-    raise KeyboardInterrupt
-
-
-def ask_for_machine():
-    """
-    describe_machine, asked in a process of its own: CUDA takes memory in every process that uses
-    it, and this one runs beside all that is measured.
-    """
-    command = [sys.executable, "-c", "from tools import measure; print(measure.describe_machine())"]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if asked.returncode != 0:
-        raise UserError(f"nothing can be measured here: {asked.stderr.strip().splitlines()[-1]}")
-    return asked.stdout.strip()
-
-
-def report_part(part, setting, report, end, part_limit=math.inf, row_limit=math.inf):
-    """Measure a part into the report; all three limits are seconds, `end` by time.monotonic()."""
-    chosen = [m for m in list_parts()[part] if m.quick or not setting.quick]
-    report.forget(part, [m.name for m in chosen])
-    add = partial(report.add, part)
-    names = []
-    for measurement in chosen:
-        if measurement.needs_cuda and DEVICE.type != "cuda":
-            add(measurement.name, measurement.name, {"note": "needs CUDA"})
-        else:
-            names.append(measurement.name)
-
-    def command(left):
-        task = json.dumps({"part": part, "names": left, "setting": setting._asdict()})
-        return [sys.executable, os.path.abspath(__file__), f"--part={task}"]
-    deadline = min(end, time.monotonic() + part_limit)
-    log = os.path.join(report.folder, "report.log")
-    measure_part(command, names, log, deadline, row_limit, add)
+def measure(part, measurement, setting, report, end):
+    """Add the rows of a measurement to the report. end: when to stop it, by time.monotonic()"""
+    name, function = measurement.name, measurement.function
+    report.forget(part, name)
+    if measurement.needs_cuda and DEVICE.type != "cuda":
+        report.add(part, name, name, {"note": "needs CUDA"})
+        return
+    if time.monotonic() > end:
+        report.add(part, name, name, {"note": "not measured: no time was left"})
+        return
+    log = os.path.join(os.path.abspath(report.folder), "report.log")
+    with Child(work, function, setting, log) as child:
+        try:
+            while row := child.receive(end - time.monotonic()):
+                report.add(part, name, *row)
+        except Died as e:
+            report.add(part, name, name, {"note": f"{e}: see report.log"})
 
 
 def measure_all(args, report):
     """Measure the parts that were asked for, until the minutes are over."""
-    end = time.monotonic() + 60 * args.minutes
-    limits = (GPU_PART_LIMIT, GPU_ROW_LIMIT) if args.gpu else ()
+    minutes = 240 if not args.gpu else 5 if args.quick else 25
+    end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = folder  # files that a killed process leaves there go with it
         made_up_shards(os.path.join(folder, "shards"), train_tokens=2**22, val_tokens=2**20 + 1)
         for part in args.parts:
             print(f"{part} ({(end - time.monotonic()) / 60:.1f} min left)", flush=True)
             tiny = DEVICE.type == "cpu" and (args.gpu or part not in BENCH)
-            setting = Setting(folder, tiny, args.quick, hellaswag=args.hellaswag, files=args.files)
-            report_part(part, setting, report, end, *limits)
+            setting = Setting(folder, tiny, args.quick, args.hellaswag, args.files)
+            for measurement in list_parts()[part]:
+                if args.quick and not measurement.quick:
+                    continue
+                limit = min(end, time.monotonic() + GPU_LIMIT) if args.gpu else end
+                measure(part, measurement, setting, report, limit)
+
+
+# -------------------------------------------------------------------------------------------------
+# 3 the command line
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default="", help="names with commas between them")
+    parser.add_argument("--gpu", action="store_true", help="the report on a rented card")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller runs")
+    parser.add_argument("--hellaswag", default="", metavar="FILE",
+                        help="HellaSwag items for the part hellaswag; otherwise they are made up")
+    parser.add_argument("--files", default="", metavar="FILE",
+                        help=".jsonl or .txt for the part fineweb; otherwise input.txt")
+    parser.add_argument("--out", default=".", help="the folder of report.md and report.json")
+    args = parser.parse_args(argv)
+    known = list_parts()
+    args.parts = args.parts.split(",") if args.parts else list(REPORT if args.gpu else BENCH)
+    if unknown := [part for part in args.parts if part not in known]:
+        raise UserError(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}")
+    args.files = args.files and os.path.abspath(args.files)  # a part works in another directory
+    args.hellaswag = args.hellaswag and os.path.abspath(args.hellaswag)
+    return args
 
 
 def main(argv):
     args = parse(argv)
-    if args.part:
-        task = json.loads(args.part)
-        work(task["part"], task["names"], Setting(**task["setting"]))
-        return
-    if args.contender:
-        task = json.loads(args.contender)
-        serve(**{**task, "setting": Setting(**task["setting"])})
-        return
-    signal.signal(signal.SIGTERM, interrupt)
-    machine = ask_for_machine()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process stays behind
+    with SPAWN.Pool(1) as pool:  # CUDA takes memory in each process that uses it: not in this one
+        machine = pool.apply(describe_machine)
     if args.gpu and DEVICE.type == "cpu":
         machine += ": no CUDA, tiny models; the figures only show that parts run"
     report = Report(args.out, machine)

@@ -20,7 +20,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from functools import partial
@@ -39,8 +38,7 @@ from support.arithmetic import mfu, phases, total
 from support.hellaswag_file import read_examples
 from support.runlog import read_log
 from support.tokenizer import gpt2_tokenizer
-from tools import ROOT
-from tools.children import Died, contender_process
+from tools.children import Child, Died
 from tools.measure import (DEVICE, KERNELS, PLAYS, attention, attention_to_new_lengths, contender,
                            describe_machine, fitting_B, forget_peak, in_turn, made_up_items,
                            peak_memory, read_all, read_configs, save_ours, save_plainly,
@@ -59,7 +57,6 @@ class Setting(NamedTuple):
     folder: str  # holds the shards, and the logs of runs
     tiny: bool = False  # a model that a CPU trains in no time, to show that a part runs
     quick: bool = False
-    compile: bool = True  # tests turn it off
     hellaswag: str = ""  # a file with items; otherwise items are made up
     files: str = ""  # a .jsonl or .txt file with documents; otherwise input.txt
 
@@ -88,8 +85,6 @@ def train_flags(setting, *more):
              "--val_tokens=65536"]
     if setting.tiny:
         flags += TINY_FLAGS
-    if not setting.compile:
-        flags += ["--no-compile"]
     return log_dir, [*flags, *more]
 
 
@@ -208,10 +203,10 @@ def step_figures(finished):
 # -------------------------------------------------------------------------------------------------
 # 3 training
 
-def serve(name, setting, B, T):
+def serve(pipe, name, setting, B, T):
     """
-    The process of a contender: take a step for each line "step" of stdin; for "memory", say how
-    much was needed. B=0: as many rows as fit; where memory runs out, half of them.
+    The process of a contender: take a step for each question "step"; for "memory", say how much was
+    needed. B=0: as many rows as fit; where memory runs out, half of them.
     """
     gpt_config = setting.gpt_config()
     if B == 0:
@@ -228,32 +223,24 @@ def serve(name, setting, B, T):
             B = B // 2
         gc.collect()  # outside of except: there the traceback holds the tensors
     forget_peak()
-    for question in sys.stdin:
-        answer = {}
-        if question.strip() == "step":
-            work()
-        else:
-            config = train_gpt2.TrainConfig(B=B, T=T)
-            needs = phases(gpt_config, config, 1, compiled=name == "ours")
-            estimate = total(needs["step"]) if name in ("ours", "eager") else None
-            answer = {"B": B, "card": card_name(), **memory_figures(peak_memory(), estimate)}
-        print(json.dumps(answer), flush=True)
+    while pipe.recv() == "step":
+        work()
+        pipe.send("done")
+    config = train_gpt2.TrainConfig(B=B, T=T)
+    needs = phases(gpt_config, config, 1, compiled=name == "ours")
+    estimate = total(needs["step"]) if name in ("ours", "eager") else None
+    pipe.send({"B": B, "card": card_name(), **memory_figures(peak_memory(), estimate)})
 
 
 def steps_in_turn(setting, names, B, T, runs):
     """Contenders take steps in turn -> {name: list of seconds}, {name: its answer to "memory"}"""
     with contextlib.ExitStack() as stack:
-        asks = []
-        for name in names:
-            task = json.dumps({"name": name, "setting": setting._asdict(), "B": B, "T": T})
-            program = os.path.join(ROOT, "tools", "bench.py")
-            command = [sys.executable, program, f"--contender={task}"]
-            asks.append(stack.enter_context(contender_process(command)))
-        steps = [partial(ask, "step") for ask in asks]
+        children = [stack.enter_context(Child(serve, name, setting, B, T)) for name in names]
+        steps = [partial(child.ask, "step") for child in children]
         if T < 1024:
             in_turn(2, *steps)  # short steps: the first few take their memory, page by page
         seconds = dict(zip(names, in_turn(runs, *steps), strict=True))
-        memory = {name: ask("memory") for name, ask in zip(names, asks, strict=True)}
+        memory = {name: child.ask("memory") for name, child in zip(names, children, strict=True)}
     return seconds, memory
 
 
@@ -267,8 +254,6 @@ def step(setting, names, T=1024):
         B, runs = 4, 3 if T == 1024 else 8
     if setting.tiny:
         B, T = 2, 64
-    if not setting.compile:
-        names = [name for name in names if name != "ours"] or ["eager"]
     try:
         seconds, memory = steps_in_turn(setting, names, B, T, runs)
     except Died as e:

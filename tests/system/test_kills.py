@@ -48,7 +48,8 @@ def kill(run, log_dir, during_save, rng):
     while run.poll() is None and not (half_written(log_dir) if during_save else time.monotonic() >= end):
         pass
     was_running = run.poll() is None
-    kill_family(run)
+    kill_family(run.pid)
+    run.wait()
     return was_running
 
 
