@@ -6,8 +6,9 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from small_runs import ROOT, refusal
+from small_runs import ROOT
 
+from support.files import asset, read_json
 from support.settings import resolve
 from tools import pictures
 from train_gpt2 import PRESETS, GPTConfig, TrainConfig
@@ -16,34 +17,33 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """All pictures, drawn now."""
-    folder = tmp_path_factory.mktemp("pictures")
-    pictures.main([f"--out={folder}"])
-    return folder
+def drawn():
+    """All pictures, drawn now: {name: SVG}"""
+    return {name: draw() for name, draw in pictures.PICTURES.items()}
 
 
-def test_the_pictures_in_assets_are_what_is_drawn_today(folder):
+def test_the_pictures_in_assets_are_what_is_drawn_today(drawn):
     """Whoever changes the schedule, the laptop's curve or a pen draws them again."""
-    in_assets = {os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "assets", "*.svg"))}
-    assert in_assets == {path.name for path in folder.iterdir()}
-    for path in folder.iterdir():
-        with open(os.path.join(ROOT, "assets", path.name), encoding="utf-8") as f:
-            assert f.read() == path.read_text(encoding="utf-8"), f"{path.name}: run python tools/pictures.py"
+    in_assets = {}
+    for path in glob.glob(os.path.join(ROOT, "assets", "*.svg")):
+        with open(path, encoding="utf-8") as f:
+            in_assets[os.path.basename(path).removesuffix(".svg")] = f.read()
+    assert in_assets.keys() == drawn.keys()
+    changed = [name for name in drawn if drawn[name] != in_assets[name]]
+    assert changed == [], "run python tools/pictures.py"
 
 
-def test_check_names_a_picture_that_is_older_than_the_code(tmp_path, monkeypatch):
+def test_the_command_writes_every_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "ASSETS", str(tmp_path))
     monkeypatch.setattr(pictures, "PICTURES", {"mask": pictures.draw_mask})
-    pictures.main([f"--out={tmp_path}"])
-    pictures.main([f"--out={tmp_path}", "--check"])
-    (tmp_path / "mask.svg").write_text("<svg/>")
-    assert "mask.svg is not what is drawn today" in refusal(pictures.main, [f"--out={tmp_path}", "--check"])
+    pictures.main([])
+    assert (tmp_path / "mask.svg").read_text(encoding="utf-8") == pictures.draw_mask()
 
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
-def test_a_picture_can_be_read_at_850_pixels(name, folder):
+def test_a_picture_can_be_read_at_850_pixels(name, drawn):
     """Text of 15 or more that ends inside the paper, colours for dark pages, a description for who cannot see it."""
-    root = ElementTree.fromstring((folder / f"{name}.svg").read_text(encoding="utf-8"))
+    root = ElementTree.fromstring(drawn[name])
     _, _, width, height = map(float, root.get("viewBox").split())
     assert width == 850 and height < 600
     style = root.find(f"{SVG}style").text
@@ -74,19 +74,17 @@ def test_what_a_table_of_counts_pays():
     assert cost == pytest.approx(-math.log(2 / 5))
 
 
-def test_the_lines_of_the_laptops_picture_are_those_of_its_text(folder):
+def test_the_lines_of_the_laptops_picture_are_those_of_its_text(drawn):
     """Counted on nine tenths of input.txt, paid on the last tenth, as everywhere in the docs."""
-    drawn = (folder / "laptop_curve.svg").read_text(encoding="utf-8")
     for label in ("single characters 3.35", "pairs 2.49", "triples 2.04", "fours 1.75", "ends at 1.78"):
-        assert label in drawn
+        assert label in drawn["laptop_curve"]
 
 
-def test_every_fault_costs_something(folder):
+def test_every_fault_costs_something(drawn):
     """The run as it should be ends lowest, and each of the others is a command that one can type."""
-    whole, *faults = pictures.read_json("fault_curves.json")["curves"].items()
-    drawn = (folder / "faults.svg").read_text(encoding="utf-8")
+    whole, *faults = read_json(asset("fault_curves.json"))["curves"].items()
     for name, fault in (whole, *faults):
-        assert f"{name}: {fault['val']:.2f}" in drawn and len(fault["train"]) == 25
+        assert f"{name}: {fault['val']:.2f}" in drawn["faults"] and len(fault["train"]) == 25
         argv = fault["command"].split("train_gpt2.py ")[1].split()
         settings = resolve(argv, "", GPTConfig, TrainConfig, PRESETS, load_model=None)
         assert settings.config.max_steps == 500

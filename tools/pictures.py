@@ -3,7 +3,6 @@ Draws the pictures of docs/ as SVG, from the code and the data of this repositor
 units wide, its text at least 15 high, its colours light or dark as the reader's browser prefers.
 
     python tools/pictures.py            # writes assets/*.svg
-    python tools/pictures.py --check    # are they what this program draws? Exit code 2 if not
 
 Contents
     1 pens            text, box, labelled, line, arrow, grid, page
@@ -15,7 +14,6 @@ Contents
     7 the command     PICTURES, main
 """
 import argparse
-import json
 import math
 import os
 import sys
@@ -25,8 +23,7 @@ from xml.sax.saxutils import escape
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import finetune
 import train_gpt2
-from support.console import UserError, run_program
-from support.files import ASSETS, atomic_write
+from support.files import ASSETS, asset, read_json
 from support.tokenizer import gpt2_tokenizer, tokenize_file
 from tools import ROOT
 
@@ -92,10 +89,13 @@ def labelled(x, y, width, height, look, words, below=""):
     return drawn + text(middle, y + height / 2 + 6, words)
 
 
+def written(points):
+    """A list of (x, y), as SVG wants it"""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
 def line(points, look=""):
-    """points: list of (x, y)"""
-    written = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class="{look}" points="{written}"/>'
+    return f'<polyline class="{look}" points="{written(points)}"/>'
 
 
 def arrow(points, look=""):
@@ -384,41 +384,37 @@ def draw_step():
                 "backward still computes, gradients are averaged; then clip and update.", parts)
 
 
-def plot(x_range, y_range, frame=(90, 40, 720, 290)):
-    """A function from data to the picture: (x, y) -> (x, y). frame: left, top, width, height"""
+def plot(x_range, y_range, x_ticks, y_ticks, frame):
+    """
+    Two axes -> place, parts; place(x, y) says where a point of the data is in the picture. x_ticks:
+    values; y_ticks: {value: label}; frame: left, top, width, height
+    """
     left, top, width, height = frame
 
     def place(x, y):
         across = (x - x_range[0]) / (x_range[1] - x_range[0])
         up = (y - y_range[0]) / (y_range[1] - y_range[0])
         return left + across * width, top + (1 - up) * height
-    return place
-
-
-def axes(place, x_ticks, y_ticks, x_range, y_range):
-    """Two lines, and where they are labelled. ticks: list of (value, label)"""
-    parts = [line([place(x_range[0], y_range[1]), place(x_range[0], y_range[0]),
-                   place(x_range[1], y_range[0])], "ink")]
-    for value, label in x_ticks:
+    bottom = top + height
+    parts = [line([(left, top), (left, bottom), (left + width, bottom)], "ink")]
+    for value in x_ticks:
         x, y = place(value, y_range[0])
-        parts += [line([(x, y), (x, y + 6)], "ink"), text(x, y + 24, label, "small")]
-    for value, label in y_ticks:
+        parts += [line([(x, y), (x, y + 6)], "ink"), text(x, y + 24, f"{value:,}", "small")]
+    for value, label in y_ticks.items():
         x, y = place(x_range[0], value)
         parts += [line([(x - 6, y), (x, y)], "ink"), text(x - 11, y + 5, label, "small right")]
-    return parts
+    return place, parts
 
 
 def draw_schedule():
     config = train_gpt2.TrainConfig()
     last = config.max_steps
-    x_range, y_range = (0, last), (0, 7e-4)
-    place = plot(x_range, y_range)
+    rates = {0: "0", config.min_lr: "6e-5", config.max_lr: "6e-4"}
+    place, parts = plot((0, last), (0, 7e-4), [0, 5000, 10000, 15000, last], rates,
+                        frame=(90, 40, 720, 290))
     steps = [*range(0, config.warmup_steps, 5), *range(config.warmup_steps, last, 100), last]
     curve = [place(step, train_gpt2.get_lr(step, config)) for step in steps]
     peak, end = place(config.warmup_steps, config.max_lr), place(last, config.min_lr)
-    parts = axes(place, [(0, "0"), (5000, "5,000"), (10000, "10,000"), (15000, "15,000"),
-                         (last, f"{last:,}")],
-                 [(0, "0"), (config.min_lr, "6e-5"), (config.max_lr, "6e-4")], x_range, y_range)
     parts += [
         line([place(0, config.min_lr), end], "dashed"), line(curve, "thick blue"),
         text(peak[0] + 14, peak[1] - 12, f"warm-up: {config.warmup_steps} steps, a straight line",
@@ -457,26 +453,15 @@ def costs_of_counting(train, val, longest):
     return costs
 
 
-def read_json(name):
-    with open(os.path.join(ASSETS, name), encoding="utf-8") as f:
-        return json.load(f)
-
-
-def dots(points):
-    return [f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in points]
-
-
 def draw_laptop():
-    curve = [(int(step), *values) for step, values in read_json("laptop_curve.json")["val"].items()]
+    curve = [(int(step), *values)
+             for step, values in read_json(asset("laptop_curve.json"))["val"].items()]
     tokenizer, train, val = tokenize_file(os.path.join(ROOT, "input.txt"), "char")
     train, val = (tokenizer.decode(part[0].tolist()) for part in (train, val))
     costs = costs_of_counting(train, val, 4)
     last, loss, _ = curve[-1]
-    x_range, y_range = (0, last), (1.5, 5.2)
-    place = plot(x_range, y_range, (70, 30, 750, 340))
-    parts = axes(place, [(0, "0"), (1000, "1,000"), (2000, "2,000"), (3000, "3,000"),
-                         (last, f"{last:,}")],
-                 [(y, str(y)) for y in (2, 3, 4, 5)], x_range, y_range)
+    place, parts = plot((0, last), (1.5, 5.2), [0, 1000, 2000, 3000, last],
+                        {y: str(y) for y in (2, 3, 4, 5)}, frame=(70, 30, 750, 340))
     names = ["single characters", "pairs", "triples", "fours"]
     lines = [("a uniform guess", math.log(128)), *zip(names, costs, strict=True)]
     for name, cost in lines:
@@ -486,10 +471,9 @@ def draw_laptop():
         parts.append(text(x, y + 20 if below else y - 8, f"{name} {cost:.2f}", "right small"))
     band = [place(step, mean + 3 * spread) for step, mean, spread in curve]
     band += [place(step, mean - 3 * spread) for step, mean, spread in reversed(curve)]
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in band)
-    parts += [f'<polygon class="band" points="{points}"/>',
-              line([place(step, mean) for step, mean, _ in curve], "thick blue"),
-              *dots([place(step, mean) for step, mean, _ in curve]),
+    means = [place(step, mean) for step, mean, _ in curve]
+    parts += [f'<polygon class="band" points="{written(band)}"/>', line(means, "thick blue"),
+              *(f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in means),
               text(place(350, 0)[0], place(0, 2.78)[1], f"the laptop preset ends at {loss:.2f}",
                    "left blue"),
               text(445, 418, "step; loss in nats a character, of ten seeds (band: three times "
@@ -500,14 +484,13 @@ def draw_laptop():
 
 
 def draw_faults():
-    faults = read_json("fault_curves.json")["curves"]
+    faults = read_json(asset("fault_curves.json"))["curves"]
     looks = ["thick ink", "medium orange", "medium blue", "medium red", "medium green"]
-    x_range, y_range = (0, 500), (2.2, 4.6)
-    place = plot(x_range, y_range, (70, 30, 750, 330))
-    parts = axes(place, [(x, str(x)) for x in (0, 100, 200, 300, 400, 500)],
-                 [(y, str(y)) for y in (2.5, 3, 3.5, 4)], x_range, y_range)
+    highest = 4.6
+    place, parts = plot((0, 500), (2.2, highest), range(0, 501, 100),
+                        {y: str(y) for y in (2.5, 3, 3.5, 4)}, frame=(70, 30, 750, 330))
     for i, (name, fault) in enumerate(faults.items()):
-        points = [place(step, loss) for step, loss in fault["train"] if loss < y_range[1]]
+        points = [place(step, loss) for step, loss in fault["train"] if loss < highest]
         parts.append(line(points, looks[i]))
         y = 62 + 28 * i
         parts.append(line([(420, y - 6), (456, y - 6)], looks[i]))
@@ -577,22 +560,12 @@ PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument("--out", default=ASSETS, help="the folder [%(default)s]")
-    args = parser.parse_args(argv)
+    argparse.ArgumentParser(description=__doc__,
+                            formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     for name, draw in PICTURES.items():
-        path = os.path.join(args.out, f"{name}.svg")
-        drawn = draw()
-        if not args.check:
-            with atomic_write(path, "w", encoding="utf-8") as f:
-                f.write(drawn)
-            continue
-        with open(path, encoding="utf-8") as f:
-            if f.read() != drawn:
-                raise UserError(f"{path} is not what is drawn today: python tools/pictures.py")
+        with open(os.path.join(ASSETS, f"{name}.svg"), "w", encoding="utf-8") as f:
+            f.write(draw())
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main(sys.argv[1:])
