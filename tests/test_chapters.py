@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 
@@ -22,13 +23,13 @@ with open(os.path.join(ROOT, "docs", "reading.md"), encoding="utf-8") as f:
 
 def read_record():
     """assets/chapters.json -> list of dicts: chapter, commit, seed, losses, cpu_ms"""
-    with open(tool.RECORD, encoding="utf-8") as f:
+    with open(os.path.join(ROOT, "assets", "chapters.json"), encoding="utf-8") as f:
         return json.load(f)["runs"]
 
 
 def effect(runs, before, number):
     """The mean loss of the last ten steps before a chapter and with it, and the larger spread of two seeds."""
-    means = {(run["chapter"], run["seed"]): tool.last_ten(run["losses"]) for run in runs}
+    means = {(run["chapter"], run["seed"]): statistics.mean(run["losses"][-10:]) for run in runs}
     spreads = [abs(means[chapter, 1337] - means[chapter, 1338]) for chapter in (before, number)
                if (chapter, 1338) in means]
     return means[before, 1337], means[number, 1337], max(spreads)
@@ -77,28 +78,9 @@ def test_a_run_is_told_by_the_mean_of_its_last_ten_steps():
     assert tool.describe(tool.Run("a\nlogits (4, 32)\n", [], None)) == "no steps yet; it prints: logits (4, 32)"
 
 
-def test_the_record_is_made_of_the_chapters(history, tmp_path, monkeypatch, capsys):
-    """--record runs each chapter with two seeds, a line of the file for each run."""
-    monkeypatch.setattr(tool, "RECORD", str(tmp_path / "chapters.json"))
-    monkeypatch.setattr(tool, "RECORDED", [9, 10])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(tool, "run_steps", lambda command, folder, steps: tool.Run(
-        "", [float("1338" in command[1])] * steps, None))
-    tool.main(["--record"])
-    runs = read_record()
-    assert [(run["chapter"], run["seed"], run["losses"][0]) for run in runs] == [
-        (9, 1337, 0.0), (10, 1337, 0.0), (9, 1338, 1.0), (10, 1338, 1.0)]
-    assert len(runs[0]["losses"]) == 50 and runs[0]["commit"] == history[8].split()[1]
-    assert capsys.readouterr().out.count("mean of the last ten") == 4
-
-
 def test_the_recorded_runs_are_of_this_history(history):
-    """Chapters, commits, both seeds of each that takes other steps than the one before; 50 finite losses each."""
-    runs = read_record()
-    both = [number for number in tool.RECORDED if number not in tool.TIMED]
-    made = [*((number, tool.SEED) for number in tool.RECORDED), *((number, tool.SEEDS[1]) for number in both)]
-    assert [(run["chapter"], run["seed"]) for run in runs] == made
-    for run in runs:
+    """Each chapter of the record is a commit, and its runs have 50 finite losses each."""
+    for run in read_record():
         assert history[run["chapter"] - 1].split()[1].startswith(run["commit"][:7])
         assert len(run["losses"]) == tool.STEPS and 0 < min(run["losses"]) < max(run["losses"]) < 20
 

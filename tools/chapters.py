@@ -6,7 +6,6 @@ runs a chapter again, beside the chapter before it, on a CPU.
     python tools/chapters.py 10             # chapters 9 and 10: 50 steps each, some minutes
     python tools/chapters.py 10 --steps=14  # quicker, but two seeds may differ by more than that
     python tools/chapters.py 10 --seed=1338 # other random weights: does the effect hold?
-    python tools/chapters.py --record       # all of them, two seeds: assets/chapters.json. Hours
 
 Each chapter is unpacked into a temporary folder; your files are not touched. To see the effect,
 compare the mean loss of the last ten steps: one step is one small batch, and all chapters read the
@@ -15,12 +14,10 @@ same batches. Times are CPU times, which other programs disturb less than they d
 Contents
     1 the chapters      MEASURES, read_chapters
     2 running one       unpack, run_steps, measure
-    3 the record        record: the figures of docs/reading.md
-    4 the command line  main
+    3 the command line  main
 """
 import argparse
 import io
-import json
 import os
 import re
 import statistics
@@ -32,10 +29,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from support.console import UserError, run_program
-from support.files import atomic_write
 from tools import ROOT
-
-RECORD = os.path.join(ROOT, "assets", "chapters.json")
 
 # -------------------------------------------------------------------------------------------------
 # 1 the chapters
@@ -137,9 +131,7 @@ def read_chapters():
 # -------------------------------------------------------------------------------------------------
 # 2 running one
 
-def on_cpu():
-    """The environment without a GPU (dict)"""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+WITHOUT_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def unpack(commit, folder, seed=SEED):
@@ -168,11 +160,6 @@ def cpu_seconds(pid):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def last_ten(losses):
-    """The mean loss of the last ten steps"""
-    return statistics.mean(losses[-10:])
-
-
 class Run(NamedTuple):
     """What a training program did."""
     printed: str
@@ -189,7 +176,7 @@ def describe(run):
     parts = re.findall(r"[\d,]+ parameters", run.printed)
     parts.append(f"loss {run.losses[0]:.4f} at step 0, {run.losses[-1]:.4f} at "
                  f"{len(run.losses) - 1}")
-    parts.append(f"mean of the last ten {last_ten(run.losses):.3f}")
+    parts.append(f"mean of the last ten {statistics.mean(run.losses[-10:]):.3f}")
     parts += re.findall(r"validation loss: [\d.]+", run.printed)[:1]
     if run.cpu_ms is not None:
         parts.append(f"{run.cpu_ms:.0f} ms of CPU a step")
@@ -199,7 +186,7 @@ def describe(run):
 def run_steps(command, folder, steps):
     """Run a training program until it has done `steps` steps -> Run. command: python's arguments"""
     printed, losses, times = "", [], []
-    with subprocess.Popen([sys.executable, "-u", *command], cwd=folder, env=on_cpu(), text=True,
+    with subprocess.Popen([sys.executable, "-u", *command], cwd=folder, env=WITHOUT_GPU, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         for line in program.stdout:
             printed += line
@@ -218,7 +205,7 @@ def run_steps(command, folder, steps):
 
 def run_to_end(command, folder):
     """Run a program -> the lines of stdout, or of stderr if stdout is empty"""
-    run = subprocess.run([sys.executable, *command], cwd=folder, env=on_cpu(),
+    run = subprocess.run([sys.executable, *command], cwd=folder, env=WITHOUT_GPU,
                          capture_output=True, text=True)
     for printed in (run.stdout, run.stderr):
         if printed.strip():
@@ -246,43 +233,7 @@ def measure(number, commit, kind, what, steps, seed):
 
 
 # -------------------------------------------------------------------------------------------------
-# 3 the record
-
-# chapters that change the losses, or the time of a step
-RECORDED = [8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20]
-SEEDS = [SEED, 1338]
-TIMED = [12, 13, 15]  # the losses are chapter 11's, except for rounding: one seed is enough
-
-
-def record(chapters):
-    """Run the chapters with each seed, one thread each, and write losses and times to RECORD."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    runs = []
-    for seed in SEEDS:
-        for number in RECORDED:
-            if number in TIMED and seed != SEED:
-                continue
-            commit = chapters[number - 1].commit
-            with tempfile.TemporaryDirectory() as folder:
-                unpack(commit, folder, seed)
-                run = run_steps(with_seed(SEEDED, seed), folder, STEPS)
-            print(f"chapter {number:2d} | seed {seed} | {describe(run)}", flush=True)
-            runs.append({"chapter": number, "commit": commit, "seed": seed,
-                         "losses": run.losses, "cpu_ms": run.cpu_ms})
-            write_record(runs)
-
-
-def write_record(runs):
-    """Write RECORD, one line for each run, so that git diff shows which runs have changed."""
-    lines = ",\n".join(json.dumps(run) for run in runs)
-    what = (f"the chapters of the history, {STEPS} steps each, B=4, T=32, one thread: losses in "
-            "nats a token, and milliseconds of CPU time a step")
-    with atomic_write(RECORD, "w", encoding="utf-8") as f:
-        f.write(f'{{"what": {json.dumps(what)},\n"runs": [\n{lines}\n]}}\n')
-
-
-# -------------------------------------------------------------------------------------------------
-# 4 the command line
+# 3 the command line
 
 def parse_args(argv):
     """The command line -> chapter, steps, seed, record"""
@@ -294,8 +245,6 @@ def parse_args(argv):
     parser.add_argument("--steps", type=int, default=STEPS,
                         help="at most [%(default)s]")
     parser.add_argument("--seed", type=int, default=SEED, help="of the weights [%(default)s]")
-    parser.add_argument("--record", action="store_true",
-                        help="run all of them twice, and write assets/chapters.json")
     return parser.parse_args(argv)
 
 
@@ -313,9 +262,6 @@ def main(argv):
     args = parse_args(argv)
     number, steps = args.chapter, args.steps
     chapters = read_chapters()
-    if args.record:
-        record(chapters)
-        return
     if number is None:
         for i, chapter in enumerate(chapters, 1):
             print(f"{i:2d}  {chapter.commit}  {chapter.subject}")
