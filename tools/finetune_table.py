@@ -1,9 +1,9 @@
 """
 The table of docs/finetuning.md: each task from a pretrained model and from random weights, several
-seeds. The runs are short, but there are many: each result is a line of a file at once, and what is
-in the file already is not run again, so this can be stopped and started as often as you like.
+seeds. Each result becomes a line of a file at once, and what is in the file is not run again: stop
+this and start it as often as you like.
 
-    python tools/finetune_table.py run MODEL DATA RESULTS --minutes=3
+    python tools/finetune_table.py run MODEL DATA RESULTS
     python tools/finetune_table.py table RESULTS
 
 DATA is a directory with sst2_val.jsonl, rte_val.jsonl, mrpc_val.jsonl, hellaswag_val_300.jsonl,
@@ -12,19 +12,18 @@ sets, the only parts at hand: four fifths of each are learned from, one fifth is
 figures compare two runs with each other, and nothing with a published one.
 """
 import argparse
+import itertools
 import json
 import os
 import random
 import statistics
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-import finetune  # noqa: E402
-from support import metrics  # noqa: E402
-from support.runlog import read_log  # noqa: E402
+import finetune
+from support import metrics
+from support.runlog import read_log
 
 # the file of each task, the folds that are measured, the flags. A model of 10M parameters wants a
 # higher rate than GPT-1's 6.25e-5
@@ -113,25 +112,19 @@ def run_once(task, start, seed, fold, items, model):
     return found
 
 
-def run(args):
-    """Do what is not in RESULTS yet, until the minutes are over."""
-    began = time.time()
-    done = read_lines(args.results) if os.path.exists(args.results) else []
+def run(model, data, results):
+    """Do what is not in the file of results yet."""
+    done = read_lines(results) if os.path.exists(results) else []
     keys = {(r["task"], r["start"], r["seed"], r["fold"]) for r in done}
-    for seed in SEEDS:
-        for task, (_, folds, _) in RUNS.items():
-            todo = [(fold, start) for fold in range(folds) for start in ("pretrained", "random")
-                    if (task, start, seed, fold) not in keys]
-            if args.only and task not in args.only.split(","):
+    for seed, (task, (_, folds, _)) in itertools.product(SEEDS, RUNS.items()):
+        items = read_data(task, data)
+        for fold, start in itertools.product(range(folds), ("pretrained", "random")):
+            if (task, start, seed, fold) in keys:
                 continue
-            items = read_data(task, args.data) if todo else []
-            for fold, start in todo:
-                if time.time() - began > 60 * args.minutes:
-                    return
-                found = run_once(task, start, seed, fold, items, args.model)
-                result = {"task": task, "start": start, "seed": seed, "fold": fold, **found}
-                with open(args.results, "a", encoding="utf-8") as f:
-                    f.write(json.dumps(result) + "\n")
+            found = run_once(task, start, seed, fold, items, model)
+            result = {"task": task, "start": start, "seed": seed, "fold": fold, **found}
+            with open(results, "a", encoding="utf-8") as f:
+                f.write(json.dumps(result) + "\n")
 
 
 def rows(results, metric, task, name):
@@ -159,20 +152,8 @@ def constant(results, metric, task, name, what):
     return [f"| {name} | {what} | {statistics.mean(folds.values()):.3f} | | |"]
 
 
-def in_pairs(results):
-    """
-    Only what was run from both starts, with the same seed on the same fold: one fold is harder than
-    another, and unfinished work must not favour either start. -> list of results
-    """
-    starts = {}
-    for r in results:
-        starts.setdefault((r["task"], r["seed"], r["fold"]), set()).add(r["start"])
-    return [r for r in results if len(starts[r["task"], r["seed"], r["fold"]]) == 2]
-
-
 def table(results):
     """Results (list of dicts) -> the table, as text"""
-    results = in_pairs(results)
     lines = ["| task and measure | from | mean (lowest to highest seed) | seeds | runs |",
              "|---|---|---|---|---|"]
     names = {"classify": "classify, SST-2: accuracy", "entail": "entail, RTE: accuracy",
@@ -194,12 +175,10 @@ def main(argv):
     runs = commands.add_parser("run")
     for name in ("model", "data", "results"):
         runs.add_argument(name)
-    runs.add_argument("--minutes", type=float, default=3, help="no new run after that")
-    runs.add_argument("--only", help="tasks, with commas between them")
     commands.add_parser("table").add_argument("results")
     args = parser.parse_args(argv)
     if args.command == "run":
-        run(args)
+        run(args.model, args.data, args.results)
     else:
         print(table(read_lines(args.results)))
 
