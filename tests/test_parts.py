@@ -56,9 +56,9 @@ def test_a_contender_that_dies_is_a_row(setting, monkeypatch):
 def test_a_contender_takes_steps_and_says_how_much_memory_it_needed(setting):
     asked = Mock(**{"recv.side_effect": ["step", "step", "memory"]})
     parts.serve(asked, "eager", setting, 2, 64)
-    *steps, memory = [call.args[0] for call in asked.send.mock_calls]
+    *steps, (B, memory) = [call.args[0] for call in asked.send.mock_calls]
     assert steps == ["done", "done"]
-    assert memory["B"] == 2 and memory["peak GB"] > 0 and memory["estimate GB"] > 0
+    assert B == 2 and memory["peak GB"] > 0 and memory["estimate GB"] > 0
 
 
 def test_half_the_rows_where_memory_runs_out(setting, monkeypatch):
@@ -73,4 +73,4 @@ def test_half_the_rows_where_memory_runs_out(setting, monkeypatch):
     monkeypatch.setattr(parts, "contender", contender)
     asked = Mock(**{"recv.return_value": "memory"})
     parts.serve(asked, "plain", setting, 8, 64)
-    assert tried == [8, 4, 2] and asked.send.mock_calls[0].args[0]["B"] == 2
+    assert tried == [8, 4, 2] and asked.send.mock_calls[0].args[0][0] == 2

@@ -96,11 +96,11 @@ def peak_memory():
     return Memory(highest, highest)
 
 
-def fitting_B(gpt_config, config, size, n=1):
+def fitting_B(gpt_config, config, size):
     """The largest power of two (at most 64) that fits into `size` bytes by the estimate"""
     for B in (64, 32, 16, 8, 4, 2):
         trial = replace(config, B=B)
-        if peak(gpt_config, trial, n)[1] <= FILLED * size:
+        if peak(gpt_config, trial, 1)[1] <= FILLED * size:
             return B
     return 1
 
@@ -108,12 +108,12 @@ def fitting_B(gpt_config, config, size, n=1):
 # -------------------------------------------------------------------------------------------------
 # 2 made-up data
 
-def single_tokens(n=2000):
+def single_tokens():
     """Words of input.txt that are one token each, with the space before them -> list"""
     with open(PLAYS, encoding="utf-8") as f:
         words = dict.fromkeys(f.read(200_000).split())
     encode = gpt2_tokenizer().encode
-    return [word for word in words if len(encode(" " + word)) == 1][:n]
+    return [word for word in words if len(encode(" " + word)) == 1]
 
 
 def made_up_items(n):

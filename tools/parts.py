@@ -40,10 +40,9 @@ from support.runlog import read_log
 from support.tokenizer import gpt2_tokenizer
 from tools.children import Child, Died
 from tools.measure import (DEVICE, KERNELS, PLAYS, attention, attention_to_new_lengths, contender,
-                           describe_machine, fitting_B, forget_peak, in_turn, made_up_items,
-                           peak_memory, read_all, read_configs, save_ours, save_plainly,
-                           synchronize, timed, train, trained_model, transformers_gpt2, watch,
-                           write_items)
+                           fitting_B, forget_peak, in_turn, made_up_items, peak_memory, read_all,
+                           read_configs, save_ours, save_plainly, synchronize, timed, train,
+                           trained_model, transformers_gpt2, watch, write_items)
 
 TINY_MODEL = train_gpt2.GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=32)
 TINY_FLAGS = ("--n_layer=2 --n_head=2 --n_embd=32 --block_size=64 --T=64 --B=2 "
@@ -155,11 +154,11 @@ def speed_figures(tokens, seconds):
             "tokens/s": tokens / median(seconds)}
 
 
-def mfu_figures(card, gpt_config, T, tokens_per_second, dtype="bfloat16"):
+def mfu_figures(gpt_config, T, tokens_per_second, dtype="bfloat16"):
     """The share of the card's peak -> {"MFU": text}, empty without a card"""
-    if card == "" or dtype == "float32":
+    if DEVICE.type == "cpu" or dtype == "float32":
         return {}
-    text = mfu(card, gpt_config, T, tokens_per_second)
+    text = mfu(torch.cuda.get_device_name(), gpt_config, T, tokens_per_second)
     return {"MFU": text.removeprefix(" | mfu ") if text else "n/a"}  # n/a: the peak is unknown
 
 
@@ -171,10 +170,6 @@ def memory_figures(memory, estimate=None):
         if DEVICE.type == "cuda":  # the estimate is about cards: a CPU process holds much more
             figures["peak / estimate"] = memory.taken / estimate
     return figures
-
-
-def card_name():
-    return torch.cuda.get_device_name() if DEVICE.type == "cuda" else ""
 
 
 def phase_figures(finished, phase):
@@ -195,8 +190,7 @@ def step_figures(finished):
     """Time and memory of the steps of a run -> {what: figure}"""
     config = finished.config
     speed = speed_figures(config.total_batch_size, step_seconds(finished.log))
-    share = mfu_figures(card_name(), finished.gpt_config, config.T, speed["tokens/s"],
-                        finished.dtype)
+    share = mfu_figures(finished.gpt_config, config.T, speed["tokens/s"], finished.dtype)
     return {**speed, **share, **phase_figures(finished, "step")}
 
 
@@ -205,8 +199,8 @@ def step_figures(finished):
 
 def serve(pipe, name, setting, B, T):
     """
-    The process of a contender: take a step for each question "step"; for "memory", say how much was
-    needed. B=0: as many rows as fit; where memory runs out, half of them.
+    The process of a contender: take a step for each question "step"; for "memory", answer with B
+    and how much was needed. B=0: as many rows as fit; where memory runs out, half of them.
     """
     gpt_config = setting.gpt_config()
     if B == 0:
@@ -229,19 +223,21 @@ def serve(pipe, name, setting, B, T):
     config = train_gpt2.TrainConfig(B=B, T=T)
     needs = phases(gpt_config, config, 1, compiled=name == "ours")
     estimate = total(needs["step"]) if name in ("ours", "eager") else None
-    pipe.send({"B": B, "card": card_name(), **memory_figures(peak_memory(), estimate)})
+    pipe.send((B, memory_figures(peak_memory(), estimate)))
 
 
 def steps_in_turn(setting, names, B, T, runs):
-    """Contenders take steps in turn -> {name: list of seconds}, {name: its answer to "memory"}"""
+    """
+    Contenders take steps in turn -> {name: list of seconds}, {name: its B, and what its memory was}
+    """
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(Child(serve, name, setting, B, T)) for name in names]
         steps = [partial(child.ask, "step") for child in children]
         if T < 1024:
             in_turn(2, *steps)  # short steps: the first few take their memory, page by page
         seconds = dict(zip(names, in_turn(runs, *steps), strict=True))
-        memory = {name: child.ask("memory") for name, child in zip(names, children, strict=True)}
-    return seconds, memory
+        memories = {name: child.ask("memory") for name, child in zip(names, children, strict=True)}
+    return seconds, memories
 
 
 def step(setting, names, T=1024):
@@ -255,16 +251,15 @@ def step(setting, names, T=1024):
     if setting.tiny:
         B, T = 2, 64
     try:
-        seconds, memory = steps_in_turn(setting, names, B, T, runs)
+        seconds, memories = steps_in_turn(setting, names, B, T, runs)
     except Died as e:
         yield ", ".join(names), {"note": f"{e}: see report.log"}
         return
     for name in names:
-        figures = memory[name]
-        B, card = figures.pop("B"), figures.pop("card")
+        B, memory = memories[name]
         speed = speed_figures(B * T, seconds[name])
-        figures = {**speed, **mfu_figures(card, setting.gpt_config(), T, speed["tokens/s"]),
-                   **figures}
+        share = mfu_figures(setting.gpt_config(), T, speed["tokens/s"])
+        figures = {**speed, **share, **memory}
         if name == "products":  # the matrix products alone: what share of our step are they?
             figures = {"share of our step": ratio_of(seconds[name], seconds[names[0]])}
         elif name != names[0]:
@@ -370,12 +365,6 @@ def dtype(setting, name):
 # -------------------------------------------------------------------------------------------------
 # 4 files and kernels
 
-def let_the_disk_finish():
-    """Otherwise the next contender would wait for what this one has left to be written."""
-    if hasattr(os, "sync"):
-        os.sync()
-
-
 def checkpoint(setting):
     """Save and load against torch.save and torch.load; a load ends when every weight was read"""
     gpt_config = TINY_MODEL if setting.tiny else train_gpt2.GPTConfig(
@@ -388,8 +377,8 @@ def checkpoint(setting):
         flush = partial(save_plainly, theirs, model, optimizer, flush=True)
         no_flush = partial(save_plainly, theirs, model, optimizer, flush=False)
         with contextlib.redirect_stdout(io.StringIO()):
-            saved, flushed, unflushed, _ = in_turn(setting.runs(), save, flush, no_flush,
-                                                   let_the_disk_finish)
+            # os.sync: otherwise the next save would wait for what this one has not written yet
+            saved, flushed, unflushed, _ = in_turn(setting.runs(), save, flush, no_flush, os.sync)
         loaded, plain = in_turn(
             setting.runs(), lambda: read_all(checkpoints.read(ours)),
             lambda: read_all(torch.load(theirs, weights_only=True, map_location="cpu")))
@@ -546,9 +535,7 @@ def machine_load():
     """What may change while we measure -> {what: figure}"""
     figures = nvidia_smi("driver_version", "clocks.sm", "clocks.mem", "power.draw", "power.limit",
                          "temperature.gpu")
-    if hasattr(os, "getloadavg"):
-        figures["load of the CPUs"] = os.getloadavg()[0]
-    return figures
+    return {**figures, "load of the CPUs": os.getloadavg()[0]}
 
 
 def environment(setting):
@@ -561,7 +548,7 @@ def environment(setting):
         capability = torch.cuda.get_device_capability()
         figures |= {"cards": torch.cuda.device_count(), "free GB": free / 1e9,
                     "memory GB": memory / 1e9, "capability": ".".join(map(str, capability))}
-    yield describe_machine(), figures
+    yield "the machine", figures
     yield "at rest", machine_load()
     n = 8192 if DEVICE.type == "cuda" else 256
     a, b = torch.randn(2, n, n, device=DEVICE).bfloat16()
