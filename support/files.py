@@ -3,16 +3,18 @@ Files that are complete or absent. Come here when a file is half written, or whe
 to one directory.
 """
 import contextlib
+import errno
 import json
 import os
 
 from filelock import FileLock, Timeout
 
-from support.console import UserError
+from support.console import UserError, print_here
 
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 MARK = ".tmp-gpt2-"  # in the name of a file that is being written; the process number follows
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # what NFS and FUSE may answer
 
 
 @contextlib.contextmanager
@@ -64,14 +66,19 @@ def lock_directory(folder, advice, name=".lock"):
     """
     Make this process the only one that writes to a folder -> FileLock, held until it is released or
     the process ends, however it ends. If another process holds the lock: a UserError that ends with
-    `advice`. name: programs that write different files to one folder use different locks. Raises
-    OSError if the folder cannot be written.
+    `advice`. On a file system without locks: a warning. name: programs that write different files
+    to one folder use different locks. Raises OSError if the folder cannot be written.
     """
     lock = FileLock(os.path.join(folder, name))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is writing to {folder}: {advice}", who="me")
+    except (OSError, NotImplementedError) as e:  # for ENOSYS filelock raises the latter
+        if isinstance(e, OSError) and e.errno not in NO_LOCKS:
+            raise
+        print_here(f"warning: {folder} is on a file system without locks: if two runs write to it, "
+                   "neither will notice")
     return lock
 
 

@@ -1,10 +1,14 @@
 """Facts about files: they are whole or not there."""
+import errno
+import fcntl
 import os
 
+import pytest
 import torch
 
 import train_gpt2
 from support import checkpoints, files
+from support.console import UserError
 
 
 def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
@@ -42,3 +46,17 @@ def test_every_write_of_a_checkpoint_may_fail(tmp_path, monkeypatch, capsys):
         assert path.read_bytes() == b"the older one" and os.listdir(tmp_path) == ["model_00001.pt"]
         assert "could not be saved" in capsys.readouterr().out
     assert room > 10 and torch.load(path, weights_only=True)["step"] == 1
+
+
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_without_locks(answer, tmp_path, monkeypatch, capsys):
+    """On a cluster there may be no other place, so a run goes on there, and says what nobody can notice any more."""
+    def flock(fd, operation):
+        raise OSError(answer, os.strerror(answer))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if answer == errno.EACCES:  # this one is no lack of locks
+        with pytest.raises((OSError, UserError)):
+            files.lock_directory(str(tmp_path), "wait")
+    else:
+        files.lock_directory(str(tmp_path), "wait").release()
+        assert "without locks: if two runs write to it, neither will notice" in capsys.readouterr().out
