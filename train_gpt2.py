@@ -45,6 +45,7 @@ import hellaswag
 from support import checkpoints, hugging_face, settings
 from support import shards as shard_files
 from support.batch import compile_and_choose_batch
+from support.compiling import compile_model
 from support.console import print0, progress, run_program
 from support.processes import join_processes, sum_over_processes
 from support.prompts import read_tokenizer
@@ -464,7 +465,7 @@ def wrap_model(raw_model, config, process):
         return raw_model
     model = raw_model.to(process.device)
     if process.compile:
-        model = torch.compile(model)  # the compiling itself happens in the first call
+        model = compile_model(model)  # torch.compile, which does its work in the first call
     if dist.is_initialized():
         device_ids = [process.device.index] if process.device.type == "cuda" else None
         # gradients are views of DDP's buffers: one copy of them, not two

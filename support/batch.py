@@ -18,19 +18,19 @@ def compile_and_choose_batch(model, gpt_config, config, max_B, process):
     A collective. Choose B, and compile the first step of model with it, if process.compile. Where
     compiling fails, choose again: the logits take more memory in eager code -> B. Or a UserError.
     """
-    hellaswag = config.hellaswag
-    for compiled in ((True, False) if process.compile else (False,)):
-        B = choose_batch(gpt_config, config, max_B, process, hellaswag, compiled)
-        if not compiled or compiles_in_all_processes(model, B, config.T, process):
-            break
-    return B
+    limit_s = max(600, config.dist_timeout_s)  # another process may have a slower disk
+    if process.compile:
+        B = choose_batch(gpt_config, config, max_B, process, compiled=True)
+        if compiles_in_all_processes(model, B, config.T, process, limit_s):
+            return B
+    return choose_batch(gpt_config, config, max_B, process, compiled=False)
 
 
-def choose_batch(gpt_config, config, max_B, process, hellaswag, compiled):
+def choose_batch(gpt_config, config, max_B, process, compiled):
     """
     config.B, if it was typed. Otherwise the largest B up to max_B of which a whole number of
-    micro-batches makes a step, and which fits on the fullest card. hellaswag: is it measured?
-    compiled: is the step? -> B. Or a UserError.
+    micro-batches makes a step, and which fits on the fullest card. compiled: is the step?
+    -> B. Or a UserError.
     """
     row = config.T * process.num_processes  # tokens a step at B = 1
     candidates = range(max_B, 0, -1) if config.B is None else [config.B]
@@ -54,7 +54,7 @@ def choose_batch(gpt_config, config, max_B, process, hellaswag, compiled):
     larger = ""
     for B in dividing:
         phase, needed = peak(gpt_config, replace(config, B=B), process.num_processes, dtype,
-                             hellaswag, compiled)
+                             config.hellaswag, compiled)
         if needed <= FILLED * free:
             print0(f"B {B}: needs {needed / 1e9:.1f} of {free / 1e9:.1f} GB free, "
                    f"{code}{larger}")

@@ -3,40 +3,77 @@ How kernels are chosen: torch.compile, tried once before a run relies on it, and
 attention in evals. Come here when a run goes on without torch.compile.
 """
 import contextlib
+import threading
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from support.console import print0
-from support.processes import sum_over_processes
+from support.console import one_line, print0
+from support.processes import min_over_processes, texts_of_processes
+
+REMIND_S = 30  # seconds between two lines "still compiling"
 
 
-def compiles_in_all_processes(model, B, T, process):
+def compile_model(model):
+    """
+    torch.compile(model), which returns at once: the first call of the result compiles. Where
+    PyTorch refuses (its Python is too new), the model itself; compiles_in_all_processes says why.
+    """
+    try:
+        return torch.compile(model)
+    except Exception:  # PyTorch's
+        return model
+
+
+def compiles_in_all_processes(model, B, T, process, limit_s):
     """
     A collective. Compile a model by running its first forward and backward, on zeros of shape
     (B, T) -> bool. If that fails in any process (no C++ compiler, no Triton, a gap in Dynamo or
     Inductor), a warning says why, and the model runs without compiling from then on. DDP must not
-    average gradients here, because compiling may fail in one process only.
+    average gradients here, because compiling may fail in one process only. limit_s: seconds to wait
+    for a process that takes longer
     """
-    error = None
-    torch.compiler.set_stance("default")
+    error = ""
     x, y = torch.zeros(2, B, T, dtype=torch.long, device=process.device)
     alone = model.no_sync() if isinstance(model, DDP) else contextlib.nullcontext()
+    name = f"compiling {min_over_processes(time.time())}"  # one time for all processes
+    with reminders():
+        try:
+            torch.compile(model)  # fails where compile_model did
+            torch.compiler.set_stance("default")
+            with alone, process.autocast:
+                _, loss = model(x, y)
+                loss.backward()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # Dynamo's, Inductor's, Triton's; or the disk of their cache is full
+            error = one_line(e)
+        model.zero_grad(set_to_none=True)
+        errors = texts_of_processes(name, error, limit_s)
+    for rank, error in enumerate(errors):
+        if error:
+            torch.compiler.set_stance("force_eager")
+            print0(f"warning: going on without torch.compile: {error} (process {rank})")
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def reminders():
+    """Print that the run compiles, and twice a minute that it still does, in the first process."""
+    print0("compiling: about half a minute the first time")
+    began, done = time.monotonic(), threading.Event()
+
+    def remind():
+        while not done.wait(REMIND_S):
+            print0(f"still compiling after {time.monotonic() - began:.0f} s")
+    threading.Thread(target=remind, daemon=True).start()
     try:
-        with alone, process.autocast:
-            _, loss = model(x, y)
-            loss.backward()
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, OSError) as e:  # from Dynamo, Inductor, or Inductor's cache on the disk
-        error = f"{type(e).__name__}: {e}".splitlines()[0]
-    model.zero_grad(set_to_none=True)
-    failures = sum_over_processes(error is not None)
-    if failures > 0:
-        torch.compiler.set_stance("force_eager")
-        print0(f"warning: going on without torch.compile: {error or 'it fails in another process'}")
-    return failures == 0
+        yield
+    finally:
+        done.set()
 
 
 def attention_for_any_shape():

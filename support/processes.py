@@ -133,6 +133,21 @@ def reduce_over_processes(value, op):
     return value.item()
 
 
+def texts_of_processes(name, text, limit_s):
+    """
+    A collective. Each process leaves a text under a name that is used once, and waits for the other
+    texts: up to limit_s seconds, where a sum would wait no longer than --dist_timeout_s
+    -> list of str, by rank. Raises DistStoreError.
+    """
+    if not dist.is_initialized():
+        return [text]
+    store = dist.distributed_c10d._get_default_store()
+    store.set(f"{name} {dist.get_rank()}", text)
+    keys = [f"{name} {rank}" for rank in range(dist.get_world_size())]
+    store.wait(keys, timedelta(seconds=limit_s))
+    return [store.get(key).decode() for key in keys]
+
+
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

@@ -22,7 +22,7 @@ def choose(free=math.inf, processes=1, dtype=torch.bfloat16, hellaswag=True, com
     """choose_batch with 124M's shape, or a preset's; free in bytes."""
     values = {name: train_gpt2.PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
     process = SimpleNamespace(num_processes=processes, dtype=dtype, card=replace(H100, free=free))
-    return choose_batch(GPTConfig(**values), TrainConfig(**settings), max_B, process, hellaswag, compiled)
+    return choose_batch(GPTConfig(**values), TrainConfig(hellaswag=hellaswag, **settings), max_B, process, compiled)
 
 
 def test_a_whole_number_of_micro_batches_makes_a_step(capsys):

@@ -1,7 +1,12 @@
 """Facts about torch.compile and the kernels of attention: they change the speed only, and may fail."""
+import os
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
-from small_runs import a_process
+from small_runs import ROOT, a_process
 from torch.backends.cuda import cudnn_sdp_enabled, flash_sdp_enabled
 from torch.nn import functional as F
 
@@ -39,37 +44,134 @@ def test_compiled_steps_are_those_of_plain_python(train):
     assert all(abs(plain["train"][s] - compiled["train"][s]) < 1e-4 for s in range(5))
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """torch.compile fails in its first call, as it does without a C++ compiler or Triton."""
+class PTXASError(Exception):
+    """Triton's: no RuntimeError, and raised when the compiled code is launched."""
+
+
+def no_backend(real):
+    """It fails in its first call, as it does without a C++ compiler or Triton."""
     def fail(graph, example_inputs):
         raise RuntimeError("no compiler here")
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: real(model, backend=fail))
-    yield
-    torch.compiler.set_stance("default")
-    torch._dynamo.reset()
+    return lambda model: real(model, backend=fail)
 
 
-def test_where_compiling_fails_training_goes_on(train, no_compiler, capsys):
+def no_launch(real):
+    """All is compiled, and the GPU's assembler does not know the GPU."""
+    class Launched(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *batch):
+            if torch._dynamo.eval_frame._stance.stance == "force_eager":
+                return self.model(*batch)
+            raise PTXASError("sm_121a is not defined")
+    return Launched
+
+
+def no_such_python(real):
+    """It fails at once: PyTorch's versions come months after Python's."""
+    def fail(model):
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+    return fail
+
+
+@pytest.mark.parametrize("make_compile, reason", [
+    (no_backend, "BackendCompilerFailed: "), (no_launch, "PTXASError: sm_121a is not defined"),
+    (no_such_python, "RuntimeError: torch.compile is not supported on Python 3.99+")])
+def test_where_compiling_fails_training_goes_on(make_compile, reason, train, monkeypatch, capsys):
     """One warning with the reason, and the same losses, to the bit, as of a run that compiles nothing."""
     plain = train("plain", "--max_steps=3", "--no-compile")
+    monkeypatch.setattr(torch, "compile", make_compile(torch.compile))
     capsys.readouterr()
-    failed = train("failed", "--max_steps=3", "--compile")
+    try:
+        failed = train("failed", "--max_steps=3", "--compile")
+    finally:
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
     [line] = [line for line in capsys.readouterr().out.splitlines() if "without torch.compile" in line]
-    assert line.startswith("warning: going on without torch.compile: BackendCompilerFailed: ")
+    assert line.startswith(f"warning: going on without torch.compile: {reason}")
     assert plain["train"] == failed["train"]
 
 
-def test_all_processes_compile_or_none_does(train, monkeypatch, capsys):
-    """Where compiling fails in another process, this one goes on without it too: DDP needs one model."""
-    monkeypatch.setattr(torch, "compile", lambda model: model)
-    monkeypatch.setattr(compiling, "sum_over_processes", lambda failed: failed + 1.0)
-    stances = []
-    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
-    train("log", "--max_steps=1", "--compile")
-    assert "going on without torch.compile: it fails in another process\n" in capsys.readouterr().out
-    assert stances == ["default", "force_eager"]
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
+def test_what_is_no_failure_of_compiling(error):
+    """Eager code needs more memory still, and somebody who presses Ctrl-C wants an end."""
+    class Model(torch.nn.Module):
+        def forward(self, x, y):
+            raise error
+    with pytest.raises(type(error)):
+        compiling.compiles_in_all_processes(Model(), 1, 1, a_process(), limit_s=1)
+
+
+# two processes, one of which is late, fails or is refused; a sum waits a second at most
+TWO = """
+import os, sys, time
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from small_runs import a_process
+from support import compiling, processes
+rank, what = int(os.environ["RANK"]), sys.argv[1]
+real = torch.compile
+def compile(model):
+    if rank == 1 and what == "refused":
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+    return model  # what fails or is late here does so in forward
+torch.compile = compile
+class Model(torch.nn.Linear):
+    def forward(self, x, y):
+        if rank == 1 and what == "late":
+            time.sleep(3)
+        if rank == 1 and what == "fails":
+            raise Exception("PTXASError")
+        return None, super().forward(x.float()).sum()
+card = processes.Card("cpu", torch.device("cpu"))
+processes.meet(card, 60)
+model = torch.nn.parallel.DistributedDataParallel(compiling.compile_model(Model(2, 2)))
+processes.sum_over_processes(1)
+torch.distributed.distributed_c10d._set_pg_timeout(processes.timedelta(seconds=1))  # --dist_timeout_s=1
+done = compiling.compiles_in_all_processes(model, 1, 2, a_process(), limit_s=60)
+stance = torch._dynamo.eval_frame._stance.stance
+sys.stdout.write(f"process {{rank}}: {{done}}, {{stance}}, {{processes.sum_over_processes(1)}}\\n")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("what, reason", [
+    ("late", None), ("fails", "Exception: PTXASError (process 1)"),
+    ("refused", "RuntimeError: torch.compile is not supported on Python 3.99+ (process 1)")])
+def test_all_processes_compile_or_none_does(what, reason, tmp_path):
+    """
+    Where compiling fails in one process, all go on without it: DDP needs one model. Where it takes one of them longer
+    than --dist_timeout_s, the other waits: its disk may be slower, or its cache empty.
+    """
+    (tmp_path / "two.py").write_text(TWO.format(root=ROOT))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(tmp_path / "two.py"), what]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        said = "False, force_eager" if reason else "True, default"
+        assert f"process {rank}: {said}, 2.0\n" in result.stdout
+    warnings = [line for line in result.stdout.splitlines() if line.startswith("warning: ")]
+    assert warnings == ([f"warning: going on without torch.compile: {reason}"] if reason else [])
+
+
+def test_somebody_who_waits_for_the_compiler_knows_it(monkeypatch, capsys):
+    """On a slow machine the first step can take minutes in which nothing else is printed."""
+    lines, said = [], threading.Event()
+
+    def note(line):
+        lines.append(line)
+        if line.startswith("still compiling after"):
+            said.set()
+    monkeypatch.setattr(compiling, "print0", note)
+    monkeypatch.setattr(compiling, "REMIND_S", 0.001)
+    with compiling.reminders():
+        assert said.wait(60)
+    assert lines[0] == "compiling: about half a minute the first time" and lines[1].endswith(" s")
 
 
 # --- the kernels of attention ---------------------------------------------------------------------
