@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from support.console import UserError, is_first_process, one_line
+from support.console import UserError, is_first_process, one_line, print0
 
 # --- the device -----------------------------------------------------------------------------------
 
@@ -61,7 +61,7 @@ def find_card(name, local_rank, num_processes):
         raise UserError(f"--device={name} is not available here: try --device={best}")
     device = torch.device(name)
     if device.type == "cpu":
-        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        can = torch.cpu.get_capabilities()
         native = bool(can.get("amx_bf16") or can.get("avx512_bf16"))
         return Card("cpu", device, native_bfloat16=native)
     if device.type == "mps":
@@ -72,23 +72,44 @@ def find_card(name, local_rank, num_processes):
         raise UserError(f"there is no GPU {device.index}, only {torch.cuda.device_count()}: one "
                         "process for each", who="me")
     torch.cuda.set_device(device)
-    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    free, _ = torch.cuda.mem_get_info(device)
+    gpu = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    if gpu.is_integrated:  # GB10, Jetson: CUDA counts the page cache as used
+        free = min(available_memory(otherwise=free), total)
+        print0(f"{gpu.name} shares the system's memory: {free / 1e9:.1f} GB of it are available")
     archs = tuple(torch.cuda.get_arch_list())
-    return Card("cuda", device, name, capability, archs, free=free)
+    return Card("cuda", device, gpu.name, (gpu.major, gpu.minor), archs, free=free)
+
+
+def available_memory(otherwise):
+    """The bytes that Linux can give to a program, which include the page cache -> int"""
+    with contextlib.suppress(OSError), open("/proc/meminfo") as f:
+        for line in f:
+            if line.startswith("MemAvailable:"):  # followed by a number and kB
+                return 1024 * int(line.split()[1])
+    return otherwise
 
 
 def check_kernels(card):
-    """UserError unless this PyTorch was built for the GPU. AMD GPUs are not checked."""
+    """UserError unless this PyTorch computes correctly on the GPU. AMD's are not checked."""
+    if card.kind == "mps" and torch.__version__ < (2, 12):
+        raise UserError(f"PyTorch {torch.__version__} computes wrong attention on Apple's GPUs: "
+                        "pip install --upgrade torch, or add --device=cpu")
     if card.kind != "cuda" or torch.version.hip is not None:
         return
-    major, minor = card.capability
+    newest = (0, 0)
     # code for sm_xy runs on x.y and later minor versions of x; compute_xy (PTX) on all later GPUs
     for kind, x, y in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(card.archs)):
-        if (kind == "compute" or int(x) == major) and (int(x), int(y)) <= (major, minor):
+        arch = int(x), int(y)
+        if (kind == "compute" or arch[0] == card.capability[0]) and arch <= card.capability:
             return
+        newest = max(newest, arch)
+    advice = "one before 2.15, built for CUDA 12.6"
+    if card.capability > min(newest, (9, 0)):  # the builds for CUDA 12.6 end at 9.0
+        advice = "a newer build, for CUDA 12.8 or later"
+    major, minor = card.capability
     raise UserError(f"this PyTorch has no code for compute capability {major}.{minor}: install "
-                    "one before 2.15, built for CUDA 12.6")
+                    f"{advice}")
 
 
 # --- the other processes --------------------------------------------------------------------------

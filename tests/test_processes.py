@@ -4,17 +4,21 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from small_runs import H100, ROOT, refusal
+from torch.torch_version import TorchVersion
 
 import train_gpt2
+from support import processes
 from support.processes import (
     TORCHRUN,
     Card,
     Signals,
+    available_memory,
     check_kernels,
     explain,
     find_card,
@@ -25,21 +29,47 @@ from support.processes import (
 
 # --- the card -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("capability, archs, runs", [
-    ((7, 0), ("sm_75", "sm_80", "compute_120"), False),  # V100 with a build for CUDA 13
-    ((7, 0), ("sm_50", "sm_70"), True),
-    ((8, 6), ("sm_80",), True),
-    ((8, 0), ("sm_86",), False),
-    ((12, 0), ("sm_80", "compute_90"), True),  # PTX is compiled on the spot for later cards
-    ((10, 0), ("sm_90a",), False),
+CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+CUDA_130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+OLDER, NEWER = "one before 2.15, built for CUDA 12.6", "a newer build, for CUDA 12.8 or later"
+
+
+@pytest.mark.parametrize("capability, archs, install", [
+    ((12, 0), CUDA_126, NEWER),  # RTX 50
+    ((12, 1), CUDA_126, NEWER),  # GB10
+    ((10, 3), CUDA_126, NEWER),
+    ((10, 3), ("sm_90", "sm_120"), NEWER),  # between two, and in no build for CUDA 12.6
+    ((10, 0), ("sm_90a",), NEWER),
+    ((9, 0), ("sm_80", "sm_86"), NEWER),
+    ((12, 0), (*CUDA_126, "compute_90"), None),  # PTX is compiled on the spot for later cards
+    ((12, 1), CUDA_130, None),  # code for 12.0 runs on 12.1
+    ((10, 3), CUDA_130, None),
+    ((9, 0), CUDA_126, None),
+    ((8, 6), ("sm_80",), None),
+    ((7, 0), CUDA_126, None),
+    ((7, 0), CUDA_130, OLDER),  # V100
+    ((7, 0), (*CUDA_130, "compute_120"), OLDER),
+    ((6, 1), CUDA_130, OLDER),  # GTX 1080
+    ((6, 1), CUDA_126, None),
+    ((8, 0), ("sm_86",), OLDER),
 ])
-def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, runs):
+def test_a_card_that_this_pytorch_has_no_code_for(capability, archs, install):
     """One line that names the build to install, instead of `no kernel image` in the first layer."""
     card = replace(H100, capability=capability, archs=archs)
-    if runs:
+    if install is None:
         assert check_kernels(card) is None
     else:
-        assert "install one before 2.15, built for CUDA 12.6" in refusal(check_kernels, card)
+        assert refusal(check_kernels, card).endswith(f"{capability[0]}.{capability[1]}: install {install}")
+
+
+def test_apples_gpus_need_a_pytorch_that_computes_attention_correctly(monkeypatch):
+    """Before 2.12, attention was silently wrong there with several rows of heads of 64 channels, which GPT-2 has."""
+    card = Card("mps", torch.device("mps"))
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.0"))
+    assert check_kernels(card) is None
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.1"))
+    assert refusal(check_kernels, card).endswith("pip install --upgrade torch, or add --device=cpu")
+    assert check_kernels(Card("cpu", torch.device("cpu"))) is None
 
 
 def test_amds_cards_are_not_checked(monkeypatch):
@@ -61,8 +91,9 @@ def test_a_step_is_done_when_its_device_is(device, waits, monkeypatch):
 def four_cards(monkeypatch):
     """torch says that there are four H100s -> the devices that were set, as a list."""
     chosen = []
-    answers = dict(is_available=True, device_count=4, get_device_capability=(9, 0), get_device_name="Pretended GPU",
-                   get_arch_list=list(H100.archs), mem_get_info=(84.5e9, 85e9))
+    gpu = SimpleNamespace(name="Pretended GPU", major=9, minor=0, is_integrated=False)
+    answers = dict(is_available=True, device_count=4, get_device_properties=gpu, get_arch_list=list(H100.archs),
+                   mem_get_info=(84.5e9, 85e9))
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(str(device)))
@@ -81,6 +112,23 @@ def test_one_process_may_choose_its_gpu(four_cards):
     assert find_card("cuda:2", 0, 1).device == torch.device("cuda", 2)
     assert find_card("auto", 0, 1).device == torch.device("cuda", 0)
     assert four_cards == ["cuda:2", "cuda:0"]
+
+
+@pytest.mark.parametrize("available, free", [(70e9, 70e9), (100e9, 85e9)])
+def test_a_gpu_that_shares_the_systems_memory(available, free, four_cards, monkeypatch, capsys):
+    """CUDA counts files that the system remembers as used; the system would give them up. Not more than the GPU has."""
+    gpu = SimpleNamespace(name="Pretended GB10", major=12, minor=1, is_integrated=True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4e9, 85e9))
+    monkeypatch.setattr(processes, "available_memory", lambda otherwise: available)
+    assert find_card("auto", 0, 1).free == free
+    assert f"Pretended GB10 shares the system's memory: {free / 1e9} GB of it are available" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="only Linux says it")
+def test_memory_that_is_available_is_more_than_what_is_free():
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory(otherwise=0) < page * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
