@@ -127,9 +127,7 @@ def join_processes(device, shard, timeout_s):
         if card.kind == "mps":
             raise UserError("a Mac has one GPU: run python train_gpt2.py, without torchrun and "
                             "--shard")
-        # NCCL for GPU tensors, gloo for CPU tensors. Without a GPU, gloo alone does everything, so
-        # that distributed training can be tried on a laptop.
-        meet("cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo", timeout_s)
+        meet(card, timeout_s)
     card.free = min_over_processes(card.free)
     return rank, num_processes, card
 
@@ -194,29 +192,57 @@ def is_distributed():
     return "RANK" in os.environ
 
 
-def meet(backend, timeout_s):
+def meet(card, timeout_s):
     """
-    Wait at most timeout_s seconds until all processes of the run are here. PyTorch waits in C++,
-    where Ctrl-C has no effect, so a second thread calls PyTorch and this one listens to Ctrl-C.
+    Wait at most timeout_s seconds until all processes of the run are here. On GPUs, make a first
+    sum: between some consumer cards the peer-to-peer copies never arrive, or arrive damaged.
+    """
+    # NCCL for GPU tensors, gloo for CPU tensors. Without a GPU, gloo alone does everything, so
+    # that distributed training can be tried on a laptop.
+    backend = "cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout_s)
+
+    def first_meeting():
+        dist.init_process_group(backend, timeout=limit, **meeting_place(limit))
+
+    def first_sum():
+        ones = torch.ones(2**20, device=card.device)
+        dist.all_reduce(ones)
+        if not (ones == dist.get_world_size()).all():
+            raise RuntimeError("the sum is wrong")
+    # PyTorch's own limit comes first and gives a reason; the 5 seconds are for a thread that hangs
+    reason = wait_for(first_meeting, timeout_s + 5)
+    if reason:
+        raise UserError(f"the processes of this run did not meet within "
+                        f"--dist_timeout_s={timeout_s}: {reason}", who="me", exit_code=1)
+    # NCCL's own limit would end the process without a line: here ours comes first
+    reason = wait_for(first_sum, 0.9 * timeout_s) if card.kind == "cuda" else None
+    if reason:
+        raise UserError(f"the GPUs of this run could not make a first sum within "
+                        f"--dist_timeout_s={timeout_s} ({reason}): try NCCL_P2P_DISABLE=1 before "
+                        "the same line; NCCL_DEBUG=INFO says more", exit_code=1)
+
+
+def wait_for(function, seconds):
+    """
+    Call a function of PyTorch that waits in C++, where Ctrl-C has no effect, in a second thread,
+    while this one listens to Ctrl-C -> None, or the reason why it did not return (str)
     """
     failure = []
 
-    def wait():
+    def call():
         try:
-            limit = timedelta(seconds=timeout_s)
-            dist.init_process_group(backend, timeout=limit, **meeting_place(limit))
+            function()
         except Exception as e:  # torch's, of many kinds: no such host, a port in use, nobody came
-            failure.append(e)
-    thread = threading.Thread(target=wait, daemon=True)
+            failure.append(one_line(e))
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    # PyTorch's own limit comes first and gives a reason; the 5 seconds are for a thread that hangs
-    deadline = time.monotonic() + timeout_s + 5
+    deadline = time.monotonic() + seconds
     while thread.is_alive() and time.monotonic() < deadline:
         thread.join(0.05)
-    if failure or thread.is_alive():
-        reason = one_line(failure[0]) if failure else "no answer"
-        raise UserError(f"the processes of this run did not meet within "
-                        f"--dist_timeout_s={timeout_s}: {reason}", who="me", exit_code=1)
+    if thread.is_alive():
+        return "no answer"
+    return failure[0] if failure else None
 
 
 def meeting_place(limit):
@@ -237,8 +263,7 @@ def meeting_place(limit):
 
 def is_out_of_memory(e):
     """Does this exception mean that memory ran out, on the GPU or the CPU?"""
-    words = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
-    return any(text in str(e) for text in words)
+    return "out of memory" in str(e) or "can't allocate memory" in str(e)
 
 
 def explain(e, phase, advice):
