@@ -175,6 +175,8 @@ class Run:
         """Around whatever may run out of memory. if_out_of_memory: what to try then"""
         self.phase_and_advice, self.phase_began = (name, if_out_of_memory), time.time()
         yield
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()  # a Mac's GPU has no memory of its own
         self.phase_and_advice = self.usual_phase  # not after an exception: __exit__ needs the phase
 
     def log(self, step, **values):
