@@ -110,7 +110,8 @@ import os, sys, time
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from small_runs import a_process
-from support import compiling, processes
+from support import batch, compiling, processes
+from train_gpt2 import TrainConfig
 rank, what = int(os.environ["RANK"]), sys.argv[1]
 real = torch.compile
 def compile(model):
@@ -130,9 +131,12 @@ processes.meet(card, 60)
 model = torch.nn.parallel.DistributedDataParallel(compiling.compile_model(Model(2, 2)))
 processes.sum_over_processes(1)
 torch.distributed.distributed_c10d._set_pg_timeout(processes.timedelta(seconds=1))  # --dist_timeout_s=1
-done = compiling.compiles_in_all_processes(model, 1, 2, a_process(), limit_s=60)
+process = a_process(rank=rank, num_processes=2)
+process.card, process.compile = card, True
+config = TrainConfig(B=1, T=2, total_batch_size=4, dist_timeout_s=1)
+B = batch.compile_and_choose_batch(model, None, config, 1, process)
 stance = torch._dynamo.eval_frame._stance.stance
-sys.stdout.write(f"process {{rank}}: {{done}}, {{stance}}, {{processes.sum_over_processes(1)}}\\n")
+sys.stdout.write(f"process {{rank}}: B {{B}}, {{stance}}, {{processes.sum_over_processes(1)}}\\n")
 sys.stdout.flush()
 os._exit(0)
 """
@@ -153,8 +157,8 @@ def test_all_processes_compile_or_none_does(what, reason, tmp_path):
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     for rank in range(2):
-        said = "False, force_eager" if reason else "True, default"
-        assert f"process {rank}: {said}, 2.0\n" in result.stdout
+        stance = "force_eager" if reason else "default"
+        assert f"process {rank}: B 1, {stance}, 2.0\n" in result.stdout
     warnings = [line for line in result.stdout.splitlines() if line.startswith("warning: ")]
     assert warnings == ([f"warning: going on without torch.compile: {reason}"] if reason else [])
 
