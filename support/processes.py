@@ -261,17 +261,13 @@ def meeting_place(limit):
     return dict(store=PrefixStore(f"attempt {attempt}", store), rank=rank, world_size=world_size)
 
 
-def is_out_of_memory(e):
-    """Does this exception mean that memory ran out, on the GPU or the CPU?"""
-    return "out of memory" in str(e) or "can't allocate memory" in str(e)
-
-
 def explain(e, phase, advice):
     """
     The exception that ended a run -> a UserError that explains it, or the exception itself if it is
     a bug. phase, advice: what the run was doing, and what to try if memory ran out there
     """
-    if is_out_of_memory(e):  # a smaller batch is not tried by itself: nobody might notice
+    # the GPU's words and the CPU's. A smaller batch is not tried by itself: nobody might notice
+    if "out of memory" in str(e) or "can't allocate memory" in str(e):
         during = f" in {phase}" if phase else ""
         return UserError(f"out of memory{during}: try {advice or 'a smaller --B'}", who="me")
     if isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e):
