@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from support.console import one_line, print0
+from support.console import print0
 from support.processes import min_over_processes, texts_of_processes
 
 REMIND_S = 30  # seconds between two lines "still compiling"
@@ -49,7 +49,7 @@ def compiles_in_all_processes(model, B, T, process, limit_s):
         except torch.OutOfMemoryError:
             raise
         except Exception as e:  # Dynamo's, Inductor's, Triton's; or the disk of their cache is full
-            error = one_line(e)
+            error = f"{type(e).__name__}: {e}".splitlines()[0]  # a page of hints may follow
         model.zero_grad(set_to_none=True)
         errors = texts_of_processes(name, error, limit_s)
     for rank, error in enumerate(errors):
