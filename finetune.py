@@ -737,8 +737,8 @@ def main(plan, run):
     if plan.checkpoint is not None and plan.checkpoint["step"] > steps:
         raise UserError(f"{plan.checkpoint['step']} steps are done, --epochs={config.epochs} are "
                         f"{steps}: give a larger --epochs")
-    # one epoch more than asked for: the last batch is filled up from it
-    order = make_order(len(train), config.epochs + 1, config.seed)
+    # the last batch may need some items from an epoch more than was asked for
+    order = make_order(len(train), math.ceil(steps * config.batch / len(train)), config.seed)
 
     # --- the model, what is trained of it, and how ------------------------------------------------
     choose_trainable(raw_model, config.tune)

@@ -12,6 +12,7 @@ A label is a text or a whole number; for choose it is the place of the right end
 """
 import hashlib
 import json
+import math
 import os
 import random
 import statistics
@@ -189,9 +190,10 @@ def load_items(task, config):
         print0(f"of {len(val)} pairs the first {MOST_PAIRS} are measured on: each query meets each "
                "passage")
         val = val[:MOST_PAIRS]
-    if config.batch > len(train):
-        raise UserError(f"--batch={config.batch} is more than the {len(train)} items to learn "
-                        f"from: try --batch={max(1, len(train) // 4)}")
+    times = math.ceil(config.epochs * len(train) / config.batch) * config.batch / len(train)
+    if times > config.epochs + 1:
+        print0(f"warning: --batch={config.batch} of {len(train)} items: each is seen {times:.0f} "
+               f"times, not {config.epochs}")
     seen = {tuple(item.texts) for item in train}
     known = sum(tuple(item.texts) in seen for item in val)
     if known:

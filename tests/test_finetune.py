@@ -494,12 +494,18 @@ def test_the_baseline_is_said_first(tune, capsys):
     (["--seed=8589934593"], "must be at most 8589934592"), (["--tune=heads"], "invalid choice: 'heads'"),
     (["--grad_clip=nan"], "--grad_clip=nan"), (["--epoch=3"], "did you mean --epochs?"),
     (["--model=TUNED"], "is tuned for classify"), (["--B=3"], "--B=3 does not divide the 8 items"),
-    (["--demo"], "leave out --demo or --train"), (["--batch=1024"], "more than the 36 items to learn from"),
+    (["--demo"], "leave out --demo or --train"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, tune, tmp_path):
     if "--model=TUNED" in flags:
         flags = [f"--model={tune('classify', 'tuned')}"]
     assert said in refusal(lambda: tune("classify", "run", *flags))
+
+
+def test_a_batch_larger_than_the_file(tune, capsys):
+    """A step has as many items as was asked for, so each is seen more often than --epochs says: a line says it."""
+    log = read_log(tune("classify", "run", "--batch=180", "--B=6"))
+    assert list(log["train"]) == [0] and "each is seen 5 times, not 1" in capsys.readouterr().out
 
 
 def test_a_text_that_the_tokenizer_does_not_know_is_named(tune):

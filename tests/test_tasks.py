@@ -99,7 +99,7 @@ def test_a_search_is_measured_on_some(tmp_path, capsys):
     """Each query meets each passage: with 100,000 pairs that would be 10**10 products."""
     pairs = [{"query": str(i), "passage": str(-i)} for i in range(2005)]
     path = write(tmp_path / "a.jsonl", *pairs)
-    _, val = load_items(Embed, SimpleNamespace(demo=False, train=path, val=path, batch=32))
+    _, val = load_items(Embed, SimpleNamespace(demo=False, train=path, val=path, batch=32, epochs=1))
     out = capsys.readouterr().out
     assert len(val) == 2000 and "of 2005 pairs the first 2000" in out
     assert "2000 of 2000 items to measure on are also learned from" in out

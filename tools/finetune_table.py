@@ -72,7 +72,7 @@ def write_lines(path, items):
 
 def measure_search(out, val):
     """The pairs whose passage lacks the title apart, and what BM25 finds -> {name: value}"""
-    model, tokenizer, task = finetune.load_tuned(out)
+    model, tokenizer, _ = finetune.load_tuned(out)
     process = finetune.setup_distributed(finetune.TrainConfig(device="cpu"))
     queries, passages = [item["query"] for item in val], [item["passage"] for item in val]
     vectors = finetune.embed_texts(model, tokenizer, queries + passages, process)

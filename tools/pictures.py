@@ -508,15 +508,15 @@ def draw_faults():
 
 def draw_row(y, row):
     """
-    Draw a row of finetune.write_rows, in which special tokens are the numbers 0 to 2, and texts are
-    names -> boxes, x of their end
+    Draw a row of one of finetune.py's tasks, in which special tokens are the numbers 0 to 2, and
+    texts are names -> boxes, x of their end
     """
-    marks = ("start", "delimiter", "extract")
+    names = ("start", "delimiter", "extract")
     parts, x = [], 104
     for word in row:
-        is_mark = word in range(len(marks))
-        width = 86 if is_mark else 106
-        look, words = ("orange", marks[word]) if is_mark else ("blue", word)
+        is_special = word in range(len(names))
+        width = 86 if is_special else 106
+        look, words = ("orange", names[word]) if is_special else ("blue", word)
         parts.append(labelled(x, y, width, 34, look, words))
         x += width + 8
     return parts, x
@@ -533,7 +533,7 @@ def draw_inputs():
     parts, y = [], 24
     for task, (texts, answer) in inputs.items():
         parts.append(text(16, y + 23, task, "left bold"))
-        rows = finetune.write_rows(task, [[name] for name in texts], 0)
+        rows = finetune.TASKS[task]().rows([[name] for name in texts], range(4))
         ends = []
         for i, row in enumerate(rows):
             drawn, end = draw_row(y + 42 * i, row)
