@@ -2,7 +2,7 @@
 From documents to shards of tokens for train_gpt2.py.
 
     python fineweb.py                                     # FineWeb-Edu: 100 shards, 20 GB
-    python fineweb.py --max_shards=3                      # a taste; a larger number later goes on
+    python fineweb.py --max_shards=3                      # a taste; a larger number adds more
     HF_ENDPOINT=https://hf-mirror.com python fineweb.py   # where huggingface.co cannot be reached
     python fineweb.py --files='data/*.jsonl' --out=shards # your own .txt, .jsonl(.gz), .parquet
     python fineweb.py --files=book.txt --tokenizer=bpe:8000 --out=shards
@@ -72,46 +72,52 @@ class ShardConfig:
     out: str = "edu_fineweb10B"  # the directory for the shards and meta.json
     shard_size: int = 100_000_000  # tokens in a shard: 200 MB
     max_shards: int = 0  # stop after this many; 0: the whole corpus
-    val_tokens: int = 0  # validation tokens if the corpus is under two shards; 0: a tenth
+    val_tokens: int = 0  # in shard 0, if the corpus does not fill two; 0: a tenth of the corpus
     # the work
     part: str = "1/1"  # k/n: make the k-th of n parts, perhaps each on its own machine
     workers: int = 0  # threads that tokenize; 0: one for each core
-    check: str = ""  # make nothing, compare every byte of the shards in this directory
+    check: str = ""  # make nothing, compare the shards in this directory with their checksums
 
 
-def check_config(config):
-    """UserError for values that cannot work -> k, n from --part=k/n"""
+def read_part(config):
+    """--part=k/n -> k, n"""
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
+    k, n = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= k <= n:
+        raise UserError(f"--part={config.part}: the third of eight is --part=3/8")
+    return k, n
+
+
+def check_config(config, k):
+    """UserError for values that cannot work."""
     check_least(config, 1, "shard_size")
     check_least(config, 0, "max_shards", "val_tokens", "workers")
     check_most(config, 2**32, "shard_size")
     check_most(config, 1024, "workers")
-    part = re.fullmatch(r"(\d{1,5})/(\d{1,5})", config.part)
-    k, n = (int(part[1]), int(part[2])) if part else (0, 0)
-    if not 1 <= k <= n:
-        raise UserError(f"--part={config.part}: the third of eight is --part=3/8")
     if config.max_shards == 1 and k == 1:
         raise UserError("--max_shards=1: the first shard is for validation, none would be left to "
                         "train on: try --max_shards=2")
-    return k, n
 
 
 # --------------------------------------------------------------------------------------------------
-# 2 rows: a corpus is a list of pieces (files, or ranges of a dataset), and a piece is many rows
+# 2 rows: a corpus is a list of pieces (files, or ranges of a dataset), and a piece has many rows.
+# With --part=k/n this program reads only some of the pieces
 
 @dataclass
 class Batch:
     """Consecutive rows of one piece. Threads work on one batch at a time."""
     name: str  # of the piece: the path of a file, or "piece 3 of the dataset"
-    piece: int  # index of the piece
+    piece: int  # index of the piece, among those that this program reads
     row: int  # index of the first row in the piece
     rows: list  # texts (str or bytes); for a .jsonl file, its lines (bytes)
-    size: int  # bytes in all rows
-    share: float  # how much of the corpus has been read after this batch, from 0 to 1
+    size: int  # about how many bytes all rows have
+    progress: float  # how much has been read after this batch, from 0 to 1
 
 
 def list_files(pattern):
     """--files, a path or a glob pattern -> sorted paths"""
     if os.path.isdir(pattern):
+        # a pattern for the text files in it, quoted for the shell
         files = text_pattern(pattern) or shlex.quote(os.path.join(pattern, "*.txt"))
         raise UserError(f"{pattern} is a directory: python fineweb.py --files={files}")
     found = [pattern]  # a file may be called a[1].jsonl, which is also a pattern
@@ -132,8 +138,8 @@ def load_hub(config):
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         if config.stream and not os.path.exists(config.dataset):
-            # without a network this fails at once, load_dataset after half a minute
-            with contextlib.suppress(urllib.error.HTTPError):  # an answer all the same
+            # does the hub answer at all? load_dataset would try for half a minute before it fails
+            with contextlib.suppress(urllib.error.HTTPError):  # an error page is an answer
                 urllib.request.urlopen(hub, timeout=30).close()
         data = load_dataset(config.dataset, name=config.name or None, split="train",
                             streaming=config.stream)
@@ -141,7 +147,7 @@ def load_hub(config):
         raise UserError(f"cannot load {config.dataset} {config.name} from {hub} ({one_line(e)}): "
                         "set HF_ENDPOINT to a mirror, or use text of your own with "
                         "--files='data/*.jsonl'")
-    # datasets calls its pieces shards, too
+    # what datasets calls a shard is a piece here: a file, or if all is downloaded a range of rows
     n = data.num_shards if config.stream else min(1000, max(1, len(data)))
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
 
@@ -164,12 +170,12 @@ def from_library(rows):
 
 def read_rows(piece, start, text_key):
     """
-    Yield (share, row) for each row of a piece from index `start` on. share: how much of the piece
-    has been read, from 0 to 1; row: see Batch.rows.
+    Yield (progress, row) for each row of a piece from index `start` on. progress: how much of the
+    piece has been read, from 0 to 1; row: see Batch.rows
     """
     if not isinstance(piece, str):
         for row in from_library(piece.skip(start)):
-            yield 0.0, row.get(text_key)  # the number of rows in a dataset is unknown
+            yield 0.0, row.get(text_key)  # a streamed dataset does not know its number of rows
     elif piece.lower().endswith(".parquet"):
         yield from read_parquet(piece, start, text_key)
     elif piece.lower().endswith(".txt"):
@@ -180,7 +186,7 @@ def read_rows(piece, start, text_key):
         with open(piece, "rb") as f:
             lines = gzip.open(f) if piece.lower().endswith(".gz") else f
             for line in from_library(itertools.islice(lines, start, None)):
-                yield f.tell() / size, line
+                yield f.tell() / size, line  # f, not lines: in the compressed file, as size is
 
 
 def read_parquet(path, start, text_key):
@@ -199,44 +205,48 @@ def read_parquet(path, start, text_key):
         row = 0
         for table in from_library(f.iter_batches(1000, columns=[text_key])):
             column = table.column(0)
-            with contextlib.suppress(pa.ArrowNotImplementedError):  # numbers, lists: no text
-                column = column.cast(pa.large_binary())  # as bytes: row_text repairs bad UTF-8
+            # as bytes, since row_text repairs bad UTF-8. A column of numbers or lists stays as it
+            # is, and row_text will reject its rows
+            with contextlib.suppress(pa.ArrowNotImplementedError):
+                column = column.cast(pa.large_binary())
             for text in column.to_pylist():
                 if row >= start:
                     yield row / f.metadata.num_rows, text
                 row += 1
 
 
-def read_batches(pieces, first, start, text_key):
+def read_batches(pieces, first_piece, first_row, text_key):
     """
-    Yield the corpus in batches of about BATCH_BYTES, beginning at row `start` of piece `first`. A
-    batch ends where its piece ends. UserError if a piece cannot be read to its end.
+    Yield batches of about BATCH_BYTES, beginning at row `first_row` of piece `first_piece`. A batch
+    ends where its piece ends. UserError if a piece cannot be read to its end.
     """
-    for i in range(first, len(pieces)):
+    row = first_row  # the first one of the batch
+    for i in range(first_piece, len(pieces)):
         name = pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
         rows, size = [], 0
         try:
-            for share, row in read_rows(pieces[i], start, text_key):
-                rows.append(row)
-                size += len(row) if isinstance(row, (str, bytes)) else 100  # 100: not a text
+            for progress, text in read_rows(pieces[i], row, text_key):
+                rows.append(text)
+                # what is not a text will be rejected; it counts as 100 bytes
+                size += len(text) if isinstance(text, (str, bytes)) else 100
                 if size >= BATCH_BYTES:
-                    yield Batch(name, i, start, rows, size, (i + share) / len(pieces))
-                    start += len(rows)
+                    yield Batch(name, i, row, rows, size, (i + progress) / len(pieces))
+                    row += len(rows)
                     rows, size = [], 0
         except OSError as e:
-            advice = "finished shards stay; the same command goes on after them"
-            if isinstance(pieces[i], str):  # a damaged file would stop the same command again
+            advice = "finished shards stay; run the same command again to continue"
+            if isinstance(pieces[i], str):  # a file: the same command would stop there again
                 advice = "if it is damaged, get it again"
-            raise UserError(f"cannot read {name} after row {start + len(rows)} ({e}): {advice}")
+            raise UserError(f"cannot read {name} after row {row + len(rows)} ({e}): {advice}")
         if rows:
-            yield Batch(name, i, start, rows, size, (i + 1) / len(pieces))
-        start = 0
+            yield Batch(name, i, row, rows, size, (i + 1) / len(pieces))
+        row = 0
 
 
 # --------------------------------------------------------------------------------------------------
 # 3 tokens: a row -> its text -> its tokens
 
-# JSON can spell half of a surrogate pair, which is not a character and cannot be written in UTF-8
+# halves of surrogate pairs: JSON can spell them, but they are no characters, and UTF-8 has none
 SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
@@ -256,7 +266,7 @@ def row_text(row, is_json, text_key):
     """
     text, mended = row, False
     if isinstance(row, bytes):
-        text = row.decode(errors="replace")
+        text = row.decode(errors="replace")  # bad UTF-8 becomes U+FFFD
         mended = text.encode() != row
     if is_json:
         line = text.removeprefix("\ufeff").strip()  # Windows may begin a file with this mark
@@ -273,7 +283,7 @@ def row_text(row, is_json, text_key):
 
 
 def json_text(line, text_key):
-    """A line of a .jsonl file -> the value under text_key, or None. ValueError if it is no JSON."""
+    """A line of a .jsonl file -> the value under text_key, None if there is none; or ValueError"""
     if line.startswith("["):
         raise ValueError("a JSON array, but each line must be an object")
     values = json.loads(line, strict=False)  # allows control characters inside strings
@@ -307,7 +317,7 @@ def encode_batch(batch, tokenizer, dtype, text_key):
         tokens[end] = tokenizer.eot
         tokens[end + 1 : end + 1 + len(ids)] = ids
         end += 1 + len(ids)
-    # batches may wait for their turn in in_order: free what is no longer needed
+    # the result may wait in in_order's queue: free the texts, which nobody needs any more
     batch.rows, documents.texts = [], []
     return batch, documents, tokens
 
@@ -322,7 +332,8 @@ def in_order(function, batches, workers):
     try:
         for batch in batches:
             waiting.append((batch.size, pool.submit(function, batch)))
-            # what is waiting keeps the threads busy while a shard is written
+            # The queue keeps the threads busy while a shard is written. It holds AHEAD_BYTES, or
+            # one batch for each thread if batches are that large
             while sum(size for size, _ in waiting) > AHEAD_BYTES and len(waiting) > workers:
                 _, future = waiting.popleft()
                 yield future.result()
@@ -343,6 +354,9 @@ class ShardWriter:
     Tokens collect in a buffer. A full buffer is written as a shard, then meta.json records the
     position in the corpus: a piece, a row, and how many tokens from that row on are in shards. A
     later run starts reading at that row and skips that many tokens.
+
+    meta is the contents of meta.json: part [k, n], shards, position, done, and counts (documents,
+    tokens, bytes, mended, skipped); support/shard_directory.py makes it.
     """
 
     def __init__(self, config, meta, tokenizer):
@@ -350,8 +364,8 @@ class ShardWriter:
         self.meta = meta
         self.tokenizer = tokenizer
         self.to_skip = meta["position"]["tokens"]
-        # Shard 0 is for validation, but only a tenth of it if the corpus ends before shard 1 is
-        # full. So the buffer first collects two shards, which are then written together.
+        # Shard 0 is for validation, but a corpus that does not fill two shards has only a tenth of
+        # its tokens there. To know which case it is, the buffer first collects two shards.
         self.needs_validation = meta["part"][0] == 1 and not meta["shards"]
         shards = 2 if self.needs_validation else 1
         self.buffer = np.empty(shards * config.shard_size, meta["dtype"])
@@ -360,25 +374,27 @@ class ShardWriter:
                         disable=None)  # None: no bar if stderr is a file or a pipe
 
     def has_enough(self):
-        """Are there as many shards as --max_shards allows?"""
+        """Is the corpus done, or are there as many shards as --max_shards allows?"""
         return is_complete(self.meta, self.config.max_shards)
 
     def add(self, batch, documents, tokens):
         """Put the tokens of a batch into the buffer, and write it whenever it is full."""
         if self.filled == 0 and not self.meta["shards"]:
-            self.save_meta(0, 0, 0)  # find_meta would refuse a first shard without a meta.json
-        start = min(self.to_skip, len(tokens))  # tokens[:start] are in shards already
-        self.to_skip -= start
-        while start < len(tokens) and not self.has_enough():
-            part = tokens[start : start + len(self.buffer) - self.filled]
-            self.buffer[self.filled : self.filled + len(part)] = part
-            self.filled += len(part)
-            start += len(part)
-            self.show_progress(len(part), batch.share)
+            # the first batch is good: a run that is killed after its first shard needs a meta.json
+            self.save_meta(0, 0, 0)
+        used = min(self.to_skip, len(tokens))  # tokens[:used] are in shards or in the buffer
+        self.to_skip -= used
+        while used < len(tokens) and not self.has_enough():
+            chunk = tokens[used : used + len(self.buffer) - self.filled]
+            self.buffer[self.filled : self.filled + len(chunk)] = chunk
+            self.filled += len(chunk)
+            used += len(chunk)
+            self.show_progress(len(chunk), batch.progress)
             if self.filled == len(self.buffer):
                 self.save_buffer()
-                self.save_meta(batch.piece, batch.row, start)
-        # after the last shard, a later run begins with this batch, and will count it
+                self.save_meta(batch.piece, batch.row, used)
+        # Counted after save_meta: a later run that starts at this batch reads it again and counts
+        # it then. If this run ends here, that is what will happen
         if not self.has_enough():
             self.meta["bytes"] += documents.size
             self.meta["mended"] += documents.mended
@@ -386,7 +402,9 @@ class ShardWriter:
 
     def finish(self, num_pieces):
         """The corpus has ended: write what is left in the buffer as the last shard."""
-        if self.filled > 0 or not self.meta["shards"]:  # save_buffer refuses an empty corpus
+        if self.filled == 0 and not self.meta["shards"]:
+            raise UserError("the corpus has no text")
+        if self.filled > 0:
             self.save_buffer()
         self.meta["done"] = True
         self.save_meta(num_pieces, 0, 0)
@@ -402,7 +420,7 @@ class ShardWriter:
             self.needs_validation = False
         for start in range(0, len(tokens), shard_size):
             self.save_shard(tokens[start : start + shard_size])
-        self.buffer = self.buffer[:shard_size]
+        self.buffer = self.buffer[:shard_size]  # from now on one shard at a time
         self.filled = 0
 
     def count_val_tokens(self, n):
@@ -442,11 +460,11 @@ class ShardWriter:
         self.meta["position"] = {"piece": piece, "row": row, "tokens": tokens}
         write_meta(self.config.out, self.meta, self.tokenizer)
 
-    def show_progress(self, tokens, share):
-        """Advance the bar by some tokens. share: how much of the corpus has been read."""
+    def show_progress(self, tokens, progress):
+        """Advance the bar by some tokens. progress: how much has been read, from 0 to 1"""
         self.bar.update(tokens)
-        if share > 0:
-            self.bar.total = self.bar.n / share
+        if progress > 0:  # so much of the corpus gave bar.n tokens: an estimate of them all
+            self.bar.total = self.bar.n / progress
             if self.config.max_shards > 0:
                 limit = self.config.max_shards * self.config.shard_size
                 self.bar.total = min(self.bar.total, limit)
@@ -463,7 +481,7 @@ def choose_tokenizer(config, pieces):
     if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
         print_here(f"first, the tokenizer {config.tokenizer} is made from the corpus")
     batches = read_batches(pieces, 0, 0, config.text_key)
-    # a generator: gpt2 reads nothing from it
+    # lazy: only char and bpe:N read the corpus, a ready-made tokenizer such as gpt2 does not
     texts = (text for batch in batches for text in parse_batch(batch, config.text_key).texts)
     return make_tokenizer(config.tokenizer, texts)
 
@@ -475,7 +493,8 @@ def check_space(config, meta, files):
     """
     tokens = 0
     if files is not None:
-        tokens = sum(map(os.path.getsize, files)) / 6  # English has 4 to 5 bytes a token
+        # English has 4 to 5 bytes a token; 6 keeps the estimate low
+        tokens = sum(map(os.path.getsize, files)) / 6
     elif billions := re.search(r"(\d+)BT", config.name):
         tokens = int(billions[1]) * 1e9
     tokens /= meta["part"][1]
@@ -491,9 +510,11 @@ def check_space(config, meta, files):
 
 def make_shards(config):
     """Make the shards that are missing, and report what there is."""
-    k, n = check_config(config)
+    k, n = read_part(config)
+    check_config(config, k)
     files = list_files(config.files) if config.files else None
     settings = describe_work(config, files)
+    # what an earlier run of this part has left, None if nothing; other settings are refused
     meta = find_meta(config.out, settings, k, n)
     if meta and is_complete(meta, config.max_shards):
         report(config, meta, "everything is there already: ")
@@ -509,7 +530,7 @@ def make_shards(config):
         else:
             tokenizer = choose_tokenizer(config, pieces)
             meta = new_meta(settings, k, n, tokenizer)
-        meta["max_shards"] = config.max_shards
+        meta["max_shards"] = config.max_shards  # --check asks whether this part is complete
         check_space(config, meta, files)
         mine = pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n]
         fill_shards(config, ShardWriter(config, meta, tokenizer), mine)
@@ -525,6 +546,7 @@ def fill_shards(config, writer, pieces):
                                text_key=config.text_key)
     with writer.bar:
         for batch, documents, tokens in in_order(encode, batches, config.workers or os.cpu_count()):
+            # no text in this batch or before it: probably a wrong --text_key
             no_text_yet = len(tokens) == 0 and meta["bytes"] == 0
             report_skipped(documents.skipped, config.strict, no_text_yet)
             writer.add(batch, documents, tokens)
@@ -553,7 +575,8 @@ def report(config, meta, prefix):
         return
     command = "python train_gpt2.py"
     is_small = meta["tokens"] < 50e6
-    if is_small or config.out != ShardConfig.out:  # the laptop preset would read input.txt
+    # train_gpt2.py itself reads ShardConfig.out, and with --preset=laptop input.txt
+    if is_small or config.out != ShardConfig.out:
         command += f" --data_root={shlex.quote(config.out)}"
     if is_small:
         command += " --preset=laptop"
@@ -575,10 +598,11 @@ def main(argv):
     try:
         make_shards(config)
     except KeyboardInterrupt:
-        raise UserError(f"stopped: finished shards are in {config.out}, the same command goes on "
-                        "after them", exit_code=130) from None
+        raise UserError(f"stopped: finished shards are in {config.out}, run the same command "
+                        "again to continue", exit_code=130) from None
     except OSError as e:  # the disk is full when meta.json is written, for example
-        raise UserError(f"{one_line(e)}: finished shards stay; the same command goes on")
+        raise UserError(f"{one_line(e)}: finished shards stay; run the same command again to "
+                        "continue")
 
 
 if __name__ == "__main__":

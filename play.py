@@ -6,9 +6,10 @@ What you do with a trained model: let it write, chat with it, export it, see wha
     python play.py export MODEL DIR                          # a directory for transformers
     python play.py info MODEL                                # its size, its loss, its settings
 
-MODEL is a checkpoint (log/model_19073.pt, or one of the original build-nanogpt), the directory of a
+MODEL is a checkpoint (log/model_19073.pt, or one of build-nanogpt or nanoGPT), the directory of a
 run (its newest checkpoint), a directory with a GPT-2 in Hugging Face's format, or gpt2,
-gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes with it.
+gpt2-medium, gpt2-large, gpt2-xl. The tokenizer comes with it. export and info also take a model
+that finetune.py has tuned.
 
 Contents
     1 the flags           PlayConfig, check
@@ -57,8 +58,8 @@ class PlayConfig:
     temperature: float = 1.0  # below 1 safer, above 1 wilder, 0: always the most likely token
     top_k: int = 50  # sample from the top_k most likely tokens only
     # nucleus sampling (Holtzman et al. 2020)
-    top_p: float = 1.0  # and from the fewest of them whose probabilities add up to top_p
-    seed: int = 42  # of the random numbers of sample and chat
+    top_p: float = 1.0  # of these, only from the fewest whose probabilities add up to top_p
+    seed: int = 42  # sample, chat: where the random numbers start
     device: str = "auto"  # cuda, mps or cpu
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
 
@@ -73,7 +74,7 @@ def check(config):
     check_least(config, 1, "top_k", "max_new_tokens", "num_samples")
     check_least(config, 1e-9, "top_p")
     check_most(config, 1, "top_p")
-    check_most(config, 1000, "num_samples")  # rows of one batch, each with its own cache
+    check_most(config, 1000, "num_samples")  # all in one batch, with one cache
     check_most(config, 2**63 - 1, "seed")
 
 
@@ -83,8 +84,9 @@ def check(config):
 
 class KVCache:
     """
-    Keys and values of the tokens so far: an attend for GPT.hidden. Attention is causal, so the keys
-    and values of a token never change, and need to be computed only once.
+    Keys and values of the tokens so far. Attention is causal, so the keys and values of a token
+    never change, and need to be computed only once. GPT.hidden takes a cache as its argument
+    `attend`, in place of causal_attention.
     """
 
     def __init__(self, size):
@@ -128,7 +130,7 @@ def next_logits(model, idx, cache):
     """
     T = idx.size(1)
     position_ids = torch.arange(cache.n, cache.n + T, device=idx.device)
-    with attention_for_any_shape():
+    with attention_for_any_shape():  # some kernels prepare each new length, which is slow
         x = model.hidden(idx, position_ids, cache)[:, -1]  # (B, C)
     cache.advance(T)
     # lm_head(x), multiplied in the other order, which is faster for few rows
@@ -140,7 +142,7 @@ def next_logits(model, idx, cache):
 
 
 def sample_token(logits, temperature, top_k, top_p, generator):
-    """Draw a token for each row: logits (B, V) -> ids (B, 1). The other arguments: see stream"""
+    """Draw a token for each row: logits (B, V) -> ids (B, 1). temperature ...: see PlayConfig"""
     if temperature < 1e-6:
         return logits.argmax(dim=-1, keepdim=True)
     values, ids = logits.topk(min(top_k, logits.size(1)))  # (B, top_k), most likely first
@@ -160,7 +162,10 @@ def stream(model, idx, n_vocab=None, temperature=1.0, top_k=50, top_p=1.0, gener
     temperature, top_k, top_p: see PlayConfig
     """
     size = model.config.block_size
-    window = size  # number of tokens that a new cache starts with
+    # Each turn of the outer loop fills a cache. The first starts with the last `size` tokens of
+    # idx. When it is full, the older half is dropped: the other half moves to new positions, so its
+    # keys and values have to be computed again, in a new cache
+    window = size
     while True:
         cache = KVCache(size)
         new = idx[:, -window:]
@@ -169,8 +174,6 @@ def stream(model, idx, n_vocab=None, temperature=1.0, top_k=50, top_p=1.0, gener
             new = sample_token(logits, temperature, top_k, top_p, generator)  # (B, 1)
             idx = torch.cat((idx, new), dim=1)
             yield new
-        # the cache is full: drop the older half. The other half moves to new positions, so its
-        # keys and values have to be computed again
         window = size - size // 2
 
 
@@ -194,6 +197,7 @@ def generate(model, idx, max_new_tokens, n_vocab=None, eot=None, **sampling):
 
 def load(name, config):
     """MODEL -> the model on the device of config, its tokenizer, the Process with its autocast"""
+    # one process: this chooses its device and the type of its matmuls, as in training
     process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
     model, tokenizer, _ = load_model(name)
     return model.to(process.device), tokenizer, process
@@ -204,7 +208,7 @@ def sample(name, prompt, config):
     prompt = read_prompt(prompt)
     model, tokenizer, process = load(name, config)
     ids = tokenize(tokenizer, prompt)
-    ids = ids[-model.config.block_size :]  # only the end of a long prompt fits into the context
+    ids = ids[-model.config.block_size :]  # stream looks no further back: keep no copies of more
     idx = torch.tensor([ids] * config.num_samples, device=process.device)  # (num_samples, T)
     generator = torch.Generator(process.device).manual_seed(config.seed)
     with process.autocast:
@@ -229,27 +233,27 @@ def pieces(tokenizer, ids):
     """
     # decode only the end, since decoding the whole text for each token takes quadratic time. Some
     # tokenizers drop the space at the start of a text, so a few earlier ids are decoded with it
-    before = []
-    new = []  # ids since the last complete character
-    shown = 0  # number of characters of before + new that were yielded
+    before = []  # the previous group of ids, already shown
+    new = []  # ids since then
+    num_shown = 0  # number of characters of before + new that were yielded
     for i in ids:
         new.append(i)
         text = tokenizer.decode(before + new)
-        complete = len(text.rstrip("\ufffd"))
-        if complete > shown:
-            yield text[shown:complete]
-            shown = complete
-        if complete == len(text):  # all characters are complete
+        num_complete = len(text.rstrip("\ufffd"))
+        if num_complete > num_shown:
+            yield text[num_shown:num_complete]
+            num_shown = num_complete
+        if num_complete == len(text):  # no character is incomplete: a new group begins
             before, new = new, []
-            shown = len(tokenizer.decode(before))
+            num_shown = len(tokenizer.decode(before))
     # no more tokens will come: an incomplete last character stays incomplete
-    yield tokenizer.decode(before + new)[shown:]
+    yield tokenizer.decode(before + new)[num_shown:]
 
 
 def continue_text(model, tokenizer, context, config, generator):
     """
-    Yield the ids that the model generates after context, and append each to context: a list of ids,
-    the whole text so far. At <|endoftext|> context is emptied: a new text begins.
+    context is the whole text so far (list of ids). Yield the ids that the model adds to it, and
+    append each. At <|endoftext|> context is emptied: a new text begins.
     """
     idx = torch.tensor([context], device=model.lm_head.weight.device)  # (1, T)
     tokens = stream(model, idx, tokenizer.n_vocab, config.temperature, config.top_k, config.top_p,
@@ -277,8 +281,8 @@ def answer(model, tokenizer, autocast, context, config, generator):
 
 def change_setting(line, config, context, generator):
     """
-    Obey a line that begins with /: `/top_k 5` changes a setting, `/new` empties context, any other
-    line prints what can be changed -> the new config. UserError for a value that cannot work.
+    A line that begins with / -> the new config. `/top_k 5` changes a setting, `/new` empties
+    context, any other line prints what can be changed. UserError for a value that cannot work.
     """
     name, _, value = line.removeprefix("/").strip().partition(" ")
     if name == "new":
@@ -334,9 +338,10 @@ def chat(name, config):
                 config = change_setting(line, config, context, generator)
                 continue
             if not context:
-                context += tokenize(tokenizer, line)
-            elif line:  # after an empty line the model just continues
+                context += tokenize(tokenizer, line)  # an empty line: <|endoftext|>
+            elif line:
                 context += tokenize(tokenizer, "\n" + line)
+            # otherwise, after an empty line, the model continues its own text
             answer(model, tokenizer, process.autocast, context, config, generator)
         except UserError as e:
             # print it and go on: one bad line does not end the conversation
@@ -348,31 +353,37 @@ def chat(name, config):
 
 
 def export(name, directory, config):
-    """Write MODEL, a language model or a tuned one, into a new or empty directory for others."""
-    if os.path.lexists(directory) and not (os.path.isdir(directory) and not os.listdir(directory)):
+    """
+    Write MODEL, a language model or a tuned one, in the format of other libraries, into a directory
+    that is new or empty.
+    """
+    is_empty = os.path.isdir(directory) and not os.listdir(directory)
+    if os.path.lexists(directory) and not is_empty:
         raise UserError(f"{directory} is there already and is not empty: name a new directory")
-    library = "transformers' AutoModelForCausalLM.from_pretrained, and for python play.py sample"
     if is_tuned(name):
         model, tokenizer, _ = finetune.load_tuned(name)
         save_tuned(model, directory, tokenizer, model.task, finetune.SPECIAL_TOKENS)
-        library = "transformers' AutoModelForSequenceClassification.from_pretrained"
+        reader = "transformers' AutoModelForSequenceClassification.from_pretrained"
         if model.task.name == "embed":
-            library = "sentence-transformers"
+            reader = "sentence-transformers"
     else:
         model, tokenizer, _ = load_model(name)
         save_pretrained(model, directory, tokenizer)
-    print(f"wrote {directory}, for {library}")
+        reader = "transformers' AutoModelForCausalLM.from_pretrained, or python play.py sample"
+    print(f"wrote {directory}, to be read by {reader}")
 
 
 # --------------------------------------------------------------------------------------------------
 # 6 what is in a model
 
-PARTS = {  # a piece of a parameter's name -> the part of the model that the parameter belongs to
+# a piece of a parameter's name -> the part of the model that the parameter belongs to
+PARTS = {
     "wte": "token embedding (and head)",
     "wpe": "position embedding",
     "attn": "attention",
     "mlp": "MLP",
     "ln_": "norms",
+    "score": "head of the task",  # of a tuned model
 }
 
 
@@ -383,7 +394,7 @@ def parameters_by_part(model):
         for piece, part in PARTS.items():
             if piece in name:
                 counts[part] += p.numel()
-    return counts
+    return {part: n for part, n in counts.items() if n > 0}
 
 
 def print_sizes(name, model, tokenizer):
@@ -405,7 +416,7 @@ def find_val_loss(saved):
     """The validation loss of a checkpoint (dict) -> float, None if it is unknown"""
     if saved.get("val_loss") is not None:  # the original program's checkpoints have it
         return saved["val_loss"]
-    with contextlib.suppress(UserError):  # there is no log.txt, or nothing in it
+    with contextlib.suppress(UserError):  # raised if log.txt is missing or empty
         log, _ = read_log(os.path.join(os.path.dirname(saved["path"]), "log.txt"))
         return log.get("val", {}).get(saved["step"])
     return None
@@ -417,7 +428,7 @@ def print_history(saved):
         val_loss = find_val_loss(saved)
         if val_loss is not None:
             print(f"validation loss {val_loss:.4f} nats per token")
-        # the original program does not save the position
+        # position: number of training tokens read. build-nanogpt does not save it
         seen = f", {saved['position']:,} tokens seen" if saved["position"] else ""
         print(f"{saved['step']:,} steps{seen}")
     for key in ("train_config", "versions"):
@@ -427,8 +438,7 @@ def print_history(saved):
 
 def info(name, config):
     """Print the size of MODEL, and what its checkpoint knows about the run."""
-    load = finetune.load_tuned if is_tuned(name) else load_model
-    model, tokenizer, saved = load(name)
+    model, tokenizer, saved = (finetune.load_tuned if is_tuned(name) else load_model)(name)
     print_sizes(name, model, tokenizer)
     print_history(saved)
 
@@ -436,7 +446,8 @@ def info(name, config):
 # --------------------------------------------------------------------------------------------------
 # 7 the command line
 
-COMMANDS = {  # name: its function, the words after it, the flags that it uses
+# name: its function (called with the words after it and a PlayConfig), these words, its flags
+COMMANDS = {
     "sample": (sample, 'MODEL "PROMPT"', {*CHAT_SETTINGS, "num_samples", "device", "dtype"}),
     "chat": (chat, "MODEL", {*CHAT_SETTINGS, "device", "dtype"}),
     "export": (export, "MODEL DIR", set()),
@@ -446,7 +457,8 @@ COMMANDS = {  # name: its function, the words after it, the flags that it uses
 
 def parse_args(argv):
     """A command line (list) -> the command's function, the words after it, a PlayConfig"""
-    typed = parse(argv, __doc__, PlayConfig, words=True)  # flags may stand anywhere
+    # only what was typed: {flag: value}, and everything that is not a flag under "words"
+    typed = parse(argv, __doc__, PlayConfig, words=True)
     if not typed["words"]:
         raise UserError(f"name a command: {', '.join(COMMANDS)} (--help explains them)")
     name, *words = typed.pop("words")
