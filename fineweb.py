@@ -341,7 +341,8 @@ def in_order(function, batches, workers):
             _, future = waiting.popleft()
             yield future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C, drop what is queued
+        # after Ctrl-C, or if the caller has enough shards: drop what is queued
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -455,14 +456,14 @@ class ShardWriter:
         meta["documents"] += documents
         print_beside_bar(f"{path}: {len(tokens):,} tokens, {documents:,} documents begin in it")
 
-    def save_meta(self, piece, row, tokens):
+    def save_meta(self, piece, row, num_tokens):
         """Write meta.json. It lists a shard only after the shard is on the disk."""
-        self.meta["position"] = {"piece": piece, "row": row, "tokens": tokens}
+        self.meta["position"] = {"piece": piece, "row": row, "tokens": num_tokens}
         write_meta(self.config.out, self.meta, self.tokenizer)
 
-    def show_progress(self, tokens, progress):
-        """Advance the bar by some tokens. progress: how much has been read, from 0 to 1"""
-        self.bar.update(tokens)
+    def show_progress(self, num_tokens, progress):
+        """Advance the bar. progress: how much has been read, from 0 to 1"""
+        self.bar.update(num_tokens)
         if progress > 0:  # so much of the corpus gave bar.n tokens: an estimate of them all
             self.bar.total = self.bar.n / progress
             if self.config.max_shards > 0:
@@ -491,7 +492,7 @@ def check_space(config, meta, files):
     UserError if the disk has no room for the missing shards. The number of tokens is a low
     estimate, from the sizes of the files or the name of the dataset.
     """
-    tokens = 0
+    tokens = 0  # unknown: then there is nothing to check
     if files is not None:
         # English has 4 to 5 bytes a token; 6 keeps the estimate low
         tokens = sum(map(os.path.getsize, files)) / 6

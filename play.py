@@ -113,6 +113,7 @@ class KVCache:
             return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
         if T == 1:  # the newest token attends to everything
             return F.scaled_dot_product_attention(q, keys, values)
+        # Several tokens after cached ones: not in this file, but where a text is fed in pieces.
         # mask[i, j]: may new token i attend to token j? (With is_causal, new token i would attend
         # to tokens 0 to i only.)
         mask = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(diagonal=self.n)
@@ -133,7 +134,7 @@ def next_logits(model, idx, cache):
     with attention_for_any_shape():  # some kernels prepare each new length, which is slow
         x = model.hidden(idx, position_ids, cache)[:, -1]  # (B, C)
     cache.advance(T)
-    # lm_head(x), multiplied in the other order, which is faster for few rows
+    # lm_head(x) as (V, C) @ (C, B), which is faster for few rows
     return (model.lm_head.weight @ x.mT).mT  # (B, V)
 
 
@@ -470,8 +471,8 @@ def parse_args(argv):
     if len(words) != len(expected.split()):
         raise UserError(f"{name} needs {expected}, not {len(words)} words: python play.py {name} "
                         f"{expected}")
-    for flag in typed.keys() - flags:
-        raise UserError(f"{name} has no flag --{flag} (--help lists the flags)")
+    if unused := typed.keys() - flags:
+        raise UserError(f"{name} has no flag --{min(unused)} (--help lists the flags)")
     config = PlayConfig(**typed)
     check(config)
     return function, words, config

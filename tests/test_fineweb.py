@@ -96,7 +96,8 @@ def test_a_document_longer_than_several_shards(make, corpus):
                          ids=["no line", "a byte order mark", "blank lines", "one empty document"])
 def test_an_empty_corpus_is_refused(lines, fineweb_refuses, corpus):
     corpus.write_text("\n".join(lines))
-    assert "none are left to train on" in fineweb_refuses("out")
+    line = fineweb_refuses("out")
+    assert "the corpus has no text" in line or "none are left to train on" in line
 
 
 def test_a_million_spaces(make, corpus):
