@@ -4,45 +4,13 @@ Each fails until its function is written, and says what it expects.
 
     python -m pytest exercises -k 0a    # and 0b, 0c, 0d, 0e
 
-A wrong answer is compared with the usual slips first: whoever made one of them is told which.
+A wrong answer is compared with the usual slips first, see checks.py: whoever made one of them is told which.
 """
 import math
 
 import by_hand
-import pytest
 import torch
-
-
-def expect(fact, otherwise):
-    """An assert whose message stands alone: a reader wants to know what is expected, not how it was compared."""
-    if not fact:
-        pytest.fail(otherwise, pytrace=False)
-
-
-def random(*shape, scale=1.0):
-    """The same normal numbers at each call."""
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def close(a, b):
-    """Equal to a hundred thousandth of the largest number."""
-    return bool((a - b).abs().max() <= 1e-5 * b.abs().max())
-
-
-def expect_shape(name, result, shape):
-    expect(result is not None, f"{name} returns nothing yet; it should return a tensor of shape {shape}")
-    expect(isinstance(result, torch.Tensor), f"{name} should return a tensor, not {type(result).__name__}")
-    expect(tuple(result.shape) == shape, f"{name} should return the shape {shape}, not {tuple(result.shape)}")
-
-
-def answer(result, right, slips, otherwise):
-    """The result is right, or it is one of the usual slips (explanation -> what comes out then), or neither."""
-    if close(result, right):
-        return
-    for explanation, wrong in slips.items():
-        expect(not (result.isfinite().all() and close(result, wrong)), explanation)
-    pytest.fail(otherwise, pytrace=False)
-
+from checks import close, diagnose, expect, expect_shape, expect_tuple, random
 
 # ----------------------------------------------------------------------------------------------------
 # 0a who may look at whom
@@ -69,17 +37,36 @@ def test_0a_causal_mask():
 # ----------------------------------------------------------------------------------------------------
 # 0b attention
 
-def mix(q, k, v, scale=None, dim=-1, masked=True, late=False):
+def mix(q, k, v, divisor=None, dim=-1, mask="before", swap=False):
     """Attention, and what the usual slips make of it."""
     T, hs = q.shape[-2:]
-    scores = q @ k.transpose(-2, -1) * (hs ** -0.5 if scale is None else scale)
-    mask = torch.ones(T, T, dtype=torch.bool).tril()
-    if masked and not late:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    if swap:
+        q, k = k, q
+    scores = q @ k.transpose(-2, -1) / (divisor or math.sqrt(hs))
+    past = torch.ones(T, T, dtype=torch.bool).tril()
+    if mask == "product":
+        scores = scores * past
+    if mask == "before":
+        scores = scores.masked_fill(~past, float("-inf"))
     weights = torch.softmax(scores, dim=dim)
-    if late:
-        weights = weights * mask
+    if mask == "after":
+        weights = weights * past
     return weights @ v
+
+
+MIX_SLIPS = {
+    "the scores are not divided by anything: with longer heads they grow, and softmax sees the largest one only. "
+    "Divide by sqrt(hs)": dict(divisor=1),
+    "the scores are divided by hs; a sum of hs products has a standard deviation of sqrt(hs), so divide by that":
+        dict(divisor=5),
+    "each token looks at the whole row, the future too: where is the mask?": dict(mask="none"),
+    "scores * mask makes the scores of the future 0, and exp(0) is 1, so the future still gets weight. Set them to "
+    "-inf: masked_fill": dict(mask="product"),
+    "the mask comes after the softmax: the weights of the past no longer sum to one. Set the scores of the future "
+    "to -inf before it": dict(mask="after"),
+    "the softmax runs over the queries. For one query the weights of all keys should sum to one: dim=-1": dict(dim=-2),
+    "queries and keys are swapped: row i of the scores belongs to query i, so it is q @ k^T": dict(swap=True),
+}
 
 
 def test_0b_attention():
@@ -87,46 +74,48 @@ def test_0b_attention():
     q, k, v = random(3, 2, 4, 6, 5, scale=2.0)  # B 2, nh 4, T 6, hs 5
     y = by_hand.attention(q.clone(), k.clone(), v.clone())
     expect_shape("attention", y, (2, 4, 6, 5))
-    expect(y.isfinite().all(), "some outputs are nan: a softmax whose scores are all -inf has nothing to choose from. "
-                               "Which tokens may the first one look at? Does every row of your mask have a true?")
-    slips = {
-        "the scores are not divided by anything: with longer heads they grow, and softmax sees the largest one only. "
-        "Divide by sqrt(hs)": mix(q, k, v, scale=1.0),
-        "the scores are divided by hs; a sum of hs products has a standard deviation of sqrt(hs), so divide by that":
-            mix(q, k, v, scale=1 / 5),
-        "each token looks at the whole row, the future too: where is the mask?": mix(q, k, v, masked=False),
-        "the mask comes after the softmax: the weights of the past no longer sum to one. Set the scores of the future "
-        "to -inf before it": mix(q, k, v, late=True),
-        "the softmax runs over the queries. For one query the weights of all keys should sum to one: dim=-1":
-            mix(q, k, v, dim=-2),
-        "queries and keys are swapped: row i of the scores belongs to query i, so it is q @ k^T": mix(k, q, v),
-    }
-    answer(y, mix(q, k, v), slips, "the numbers are not those of softmax(q k^T / sqrt(hs)) v with the future masked. "
-           "Look at the first token: it sees itself alone, so its output should be its own value, v[:, :, 0]")
+    expect(y.isfinite().all(), "some outputs are nan: a softmax whose scores are all -inf has nothing to choose from, "
+                               "and -inf * 0 is nan. Which tokens may the first one look at? Does every row of your "
+                               "mask have a true?")
+    diagnose(y, lambda **changes: mix(q, k, v, **changes), MIX_SLIPS,
+             "the numbers are not those of softmax(q k^T / sqrt(hs)) v with the future masked. Look at the first "
+             "token: it sees itself alone, so its output should be its own value, v[:, :, 0]")
 
 
 # ----------------------------------------------------------------------------------------------------
 # 0c what a prediction costs
+
+def cost(logits, targets, sign=-1, base=math.e, mean="last", log=True, softmax=-1):
+    """Cross-entropy, and what the usual slips make of it. softmax: the dimension that it runs over, None: no softmax"""
+    rows = torch.arange(len(targets))
+    if softmax is None:
+        return sign * logits[rows, targets].mean()
+    p = torch.softmax(logits, dim=softmax)[rows, targets]
+    if mean == "first":
+        p = p.mean()
+    costs = sign * (p.log() / math.log(base) if log else p)
+    return costs.sum() if mean == "none" else costs.mean()
+
+
+COST_SLIPS = {
+    "this is the sum over the positions; the mean does not depend on how many there are": dict(mean="none"),
+    "the sign: the log of a probability is negative, a cost is positive": dict(sign=1),
+    "these are bits: take the natural logarithm for nats": dict(base=2),
+    "the mean comes before the log: take the log of each position's probability, then the mean": dict(mean="first"),
+    "this is the mean of the probabilities themselves: a log and a minus are missing": dict(log=False, sign=1),
+    "these are the logits of the targets without the softmax: subtract the log of the sum of all exp(logits)":
+        dict(softmax=None),
+    "the softmax runs over the positions; it should run over the vocabulary, dim=-1": dict(softmax=0),
+}
+
 
 def test_0c_cross_entropy():
     """-log of the probability of the token that came, and the mean of that."""
     logits, targets = random(8, 11, scale=2.0), torch.arange(8)
     loss = by_hand.cross_entropy(logits.clone(), targets.clone())
     expect_shape("cross_entropy", loss, ())
-    costs = -torch.softmax(logits, dim=-1)[torch.arange(8), targets].log()
-    slips = {
-        "this is the sum over the positions; the mean does not depend on how many there are": costs.sum(),
-        "the sign: the log of a probability is negative, a cost is positive": -costs.mean(),
-        "these are bits: take the natural logarithm for nats": costs.mean() / math.log(2),
-        "the mean comes before the log: take the log of each position's probability, then the mean": -(
-            (-costs).exp().mean().log()),
-        "this is the mean of the probabilities themselves: a log and a minus are missing": (-costs).exp().mean(),
-        "these are the logits of the targets without the softmax: subtract the log of the sum of all exp(logits)": -(
-            logits[torch.arange(8), targets].mean()),
-        "the softmax runs over the positions; it should run over the vocabulary, dim=-1": -(
-            torch.softmax(logits, dim=0)[torch.arange(8), targets].log().mean()),
-    }
-    answer(loss, costs.mean(), slips, f"these logits and targets cost {costs.mean():.4f} nats, not {loss:.4f}")
+    diagnose(loss, lambda **changes: cost(logits, targets, **changes), COST_SLIPS,
+             f"these logits and targets cost {cost(logits, targets):.4f} nats, not {loss:.4f}")
     fresh = by_hand.cross_entropy(torch.zeros(4, 50257), torch.arange(4))
     expect(close(fresh, torch.tensor(math.log(50257))), "equal logits mean knowing nothing: ln(50257) = 10.8249")
     large = by_hand.cross_entropy(torch.tensor([[1000.0, 0.0], [0.0, 1000.0]]), torch.tensor([0, 0]))
@@ -190,90 +179,117 @@ class Line(torch.nn.Module):
         return None, (x @ self.w + self.b - y).square().mean()
 
 
-def a_step(step, micro_batches, lr, grad_clip, leftover):
-    """A step of a fresh model -> its three weights after it, and what the step returns. SGD: w -= lr * gradient"""
+class Watched(torch.optim.SGD):
+    """w -= lr * gradient, and it writes down what it is given: the rate and the gradient of each update."""
+
+    def __init__(self, model):
+        super().__init__(model.parameters(), lr=123.0)  # a step that leaves the rate as it is shows at once
+        self.rates, self.gradients = [], []
+
+    def step(self, closure=None):
+        [group] = self.param_groups
+        self.rates.append(group["lr"])
+        self.gradients.append(gradient(group["params"]))
+        super().step(closure)
+
+
+def gradient(parameters):
+    return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]).clone()
+
+
+def watch(micro_batches, grad_clip=1e9, leftover=False):
+    """by_hand.the_step on a fresh model -> its optimizer, and what the step returned."""
     model = Line()
-    optimizer = torch.optim.SGD(model.parameters(), lr=123.0)  # a step that leaves the rate as it is shows at once
+    optimizer = Watched(model)
     if leftover:
-        model(*micro_batches[0])[1].backward()
-    returned = step(model, optimizer, micro_batches, lr, grad_clip)
-    return torch.cat((model.w, model.b)).detach(), returned
+        model(*micro_batches[-1])[1].backward()
+    returned = by_hand.the_step(model, optimizer, micro_batches, 0.1, grad_clip)
+    return optimizer, returned
 
 
-def slipping(zero="before", divide=True, clip="before", rate=True, update="once"):
-    """THE STEP, or one with a slip -> a function like the_step."""
-    def step(model, optimizer, micro_batches, lr, grad_clip):
-        k, total, norm = len(micro_batches), 0.0, None
-        for group in optimizer.param_groups:
-            group["lr"] = lr if rate else group["lr"]
-        if zero == "before":
-            optimizer.zero_grad()
-        for x, y in micro_batches:
-            if zero == "each":
-                optimizer.zero_grad()
-            loss = model(x, y)[1] / (k if divide else 1)
-            loss.backward()
-            total += loss.detach()
-            if update == "each":
-                optimizer.step()
-        if clip == "after":
-            optimizer.step()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf if clip == "never" else grad_clip)
-        if clip != "after" and update == "once":
-            optimizer.step()
-        return total, norm
-    return step
-
-
-SLIPS = {
-    "no weight changes: is there an optimizer.step()?": None,
-    "the gradients of an earlier step are still there and are added to: zero_grad first": slipping(zero="never"),
-    "only the last micro batch counts: zero_grad belongs before the loop over the micro batches, not into it":
-        slipping(zero="each"),
-    "backward adds to the gradients, so the sum over k micro batches is k times the mean: divide each loss by their "
-    "number before its backward. (AdamW would hide this: it divides by the gradient's size. The norm would tell)":
-        slipping(divide=False),
-    "an update after every micro batch: the batch is one, and so is its update. optimizer.step() comes after the loop":
-        slipping(update="each"),
-    "the gradient is not clipped when the optimizer uses it: clip_grad_norm_ after the last backward, before "
-    "optimizer.step()": slipping(clip="never"),
-    "the learning rate is still the one that the optimizer was made with: set group['lr'] in each of "
-    "optimizer.param_groups, before its step": slipping(rate=False),
-}
+def accumulate(micro_batches, divide=True, zero=False, clip="at the end", grad_clip=1e9):
+    """The gradient that the optimizer should get, and what the usual slips make of it."""
+    model, k = Line(), len(micro_batches)
+    for x, y in micro_batches:
+        if zero:
+            model.zero_grad()
+        (model(x, y)[1] / (k if divide else 1)).backward()
+        if clip == "each":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if clip == "at the end":
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    return gradient(model.parameters())
 
 
 def test_0e_the_step():
     """Zero, then for each micro batch forward and backward, then clip, set the rate, update."""
     data = random(4, 8, 3)
     micro_batches = [(part[:, :2], 3 * part[:, 2]) for part in data]  # k 4, of 8 rows each
-    for grad_clip, leftover in ((1e9, False), (1e9, True), (0.5, True)):
-        case = (micro_batches, 0.1, grad_clip, leftover)
-        right, (loss, norm) = a_step(slipping(), *case)
-        weights, returned = a_step(by_hand.the_step, *case)
-        expect(returned is not None, "the_step returns nothing yet; it should change the weights once, and return the "
-                                     "batch's loss and the norm of its gradient")
-        slips = {}
-        for explanation, step in SLIPS.items():
-            wrong = torch.tensor([1.0, -2.0, 0.5]) if step is None else a_step(step, *case)[0]
-            if not close(wrong, right):  # a slip that this case cannot show is no explanation for it
-                slips[explanation] = wrong
-        answer(weights, right, slips, f"after the step the weights should be {right.tolist()}, not {weights.tolist()}")
-        expect(isinstance(returned, tuple) and len(returned) == 2, "the_step should return two things: loss and norm")
-        check_what_is_returned(returned, loss, norm, micro_batches, grad_clip)
+    optimizer, returned = watch(micro_batches)
+    expect(returned is not None or optimizer.rates, "the_step returns nothing yet; it should change the weights once, "
+                                                    "and return the batch's loss and the norm of its gradient")
+    check_the_update(optimizer, micro_batches)
+    check_the_gradient(micro_batches)
+    expect_tuple("the_step", returned, ("the loss", "the norm"))
+    for grad_clip in (1e9, 0.5):
+        returned = watch(micro_batches, grad_clip, leftover=True)[1]
+        check_what_is_returned(returned, accumulate(micro_batches).norm(), micro_batches, grad_clip)
 
 
-def check_what_is_returned(returned, loss, norm, micro_batches, grad_clip):
+def check_the_update(optimizer, micro_batches):
+    """One update, at the rate that was asked for."""
+    expect(optimizer.rates, "no weight changes: is there an optimizer.step()?")
+    expect(len(optimizer.rates) == 1, f"{len(optimizer.rates)} updates for one batch of {len(micro_batches)} micro "
+           "batches: an update after every micro batch? The batch is one, and so is its update. optimizer.step() "
+           "comes after the loop")
+    expect(optimizer.rates[0] != 123.0, "the learning rate is still the one that the optimizer was made with: set "
+           "group['lr'] in each of optimizer.param_groups, before its step")
+    expect(optimizer.rates[0] == 0.1, f"the learning rate should be lr, 0.1, and it is {optimizer.rates[0]}")
+
+
+def check_the_gradient(micro_batches):
+    """What the optimizer gets: first of one micro batch, where nothing is added up; then zeroing, the sum, the clip."""
+    one = micro_batches[:1]
+    diagnose(watch(one)[0].gradients[0], lambda: accumulate(one), {},
+             "of one micro batch alone, without clipping, the optimizer should get the gradient of its loss, "
+             f"{accumulate(one).tolist()}, not {watch(one)[0].gradients[0].tolist()}: is there a loss.backward(), "
+             "after zero_grad and before optimizer.step()?")
+    expect(close(watch(one, leftover=True)[0].gradients[0], accumulate(one)),
+           "the gradients of an earlier step are still there and are added to: zero_grad first")
+    diagnose(watch(micro_batches)[0].gradients[0], lambda **changes: accumulate(micro_batches, **changes), {
+        "backward adds to the gradients, so the sum over k micro batches is k times the mean: divide each loss by "
+        "their number before its backward. (AdamW would hide this: it divides by the gradient's size. The norm would "
+        "tell)": dict(divide=False),
+        "only the last micro batch counts: zero_grad belongs before the loop over the micro batches, not into it":
+            dict(zero=True),
+    }, "each loss divided by the number of micro batches, and one backward for each: then the gradient is the mean "
+       f"over the batch, {accumulate(micro_batches).tolist()}")
+    for grad_clip in (0.5, 0.1):
+        found = watch(micro_batches, grad_clip)[0].gradients[0]
+        diagnose(found, lambda grad_clip=grad_clip, **changes: accumulate(
+            micro_batches, grad_clip=grad_clip, **changes), {
+            "the gradient is not clipped when the optimizer uses it: clip_grad_norm_ after the last backward, before "
+            "optimizer.step()": dict(clip="never"),
+            "clipped after each micro batch: what counts is the length of the whole batch's gradient. clip_grad_norm_ "
+            "once, after the loop": dict(clip="each"),
+        }, f"the gradient that the optimizer gets should be {grad_clip} long, in the direction of the whole "
+           f"batch's gradient, and it is {found.norm():.4f} long")
+
+
+def check_what_is_returned(returned, norm, micro_batches, grad_clip):
     for value in returned:
         expect(not getattr(value, "requires_grad", False), "what is returned still has its graph, and keeps all "
                "activations of the step in memory: add up loss.detach()")
     got_loss, got_norm = (torch.as_tensor(value, dtype=torch.float32) for value in returned)
-    last = Line()(*micro_batches[-1])[1].detach()
-    answer(got_loss, loss, {
-        "the loss returned is that of the last micro batch alone: add up the divided losses": last,
-        "the loss returned is a quarter of the last micro batch's: add up the divided losses": last / 4,
-        "the losses of the micro batches are added up undivided: the batch's loss is their mean": 4 * loss,
+    losses = [Line()(*part)[1].detach() for part in micro_batches]
+    loss = sum(losses) / 4
+    diagnose(got_loss, lambda found=loss: found, {
+        "the loss returned is that of the last micro batch alone: add up the divided losses": dict(found=losses[-1]),
+        "the loss returned is a quarter of the last micro batch's: add up the divided losses":
+            dict(found=losses[-1] / 4),
+        "the losses of the micro batches are added up undivided: the batch's loss is their mean": dict(found=4 * loss),
     }, f"the loss of the batch is {loss:.4f}, not {got_loss:.4f}")
-    answer(got_norm, norm, {
-        "the norm returned is the one after clipping: clip_grad_norm_ returns the one before": torch.tensor(grad_clip),
-        "the norm returned is four times too large: were the losses divided by the number of micro batches?": 4 * norm,
+    diagnose(got_norm, lambda found=norm: found, {
+        "the norm returned is the one after clipping: clip_grad_norm_ returns the one before":
+            dict(found=torch.tensor(grad_clip)),
     }, f"the gradient of the batch has the norm {norm:.4f}, not {got_norm:.4f}")
