@@ -1,7 +1,7 @@
 """
 What the checks of the exercises share. A check looks for what can go wrong, one slip at a time, and names the slip. It
 has the right function with a switch for each slip: whatever comes out of a learner's function is compared with what
-comes out of one slip, and then with what comes out of two at once.
+comes out of one slip, and then with what comes out of two or three at once.
 """
 from itertools import combinations
 
@@ -50,19 +50,26 @@ def diagnose(result, compute, slips, otherwise):
     """
     result: what the learner's function returned; compute(**changes): what the right function returns, or one with
     changes; slips: {explanation: changes}. Passes if the result is right. Otherwise names the slip that explains it,
-    or the first of the two that do.
+    or the first of two or three that do so together.
     """
     right = compute()
     if same(result, right):
         return
-    for explanation, changes in slips.items():
-        wrong = compute(**changes)
-        # a slip that this case cannot show explains nothing
-        expect(same(wrong, right) or not same(result, wrong), explanation)
-    for (explanation, changes), (_, others) in combinations(slips.items(), 2):
-        if changes.keys() & others.keys():  # one place, two ways to get it wrong
-            continue
-        wrong = compute(**changes, **others)
-        expect(same(wrong, right) or not same(result, wrong), f"{explanation}. (And there is a second slip: mend this "
-                                                              "one first)")
+    for n in (1, 2, 3):
+        for chosen in combinations(slips, n):
+            changes = merge(slips[explanation] for explanation in chosen)
+            wrong = right if changes is None else compute(**changes)
+            # slips that this case cannot show explain nothing
+            more = "" if n == 1 else f". (And there is more than one slip, {n} in all: mend this one first)"
+            expect(same(wrong, right) or not same(result, wrong), chosen[0] + more)
     pytest.fail(otherwise, pytrace=False)
+
+
+def merge(several):
+    """Several changes as one dict; None if two of them change one thing."""
+    merged = {}
+    for changes in several:
+        if merged.keys() & changes.keys():
+            return None
+        merged |= changes
+    return merged

@@ -88,9 +88,7 @@ def test_0b_attention():
 def cost(logits, targets, sign=-1, base=math.e, mean="last", log=True, softmax=-1):
     """Cross-entropy, and what the usual slips make of it. softmax: the dimension that it runs over, None: no softmax"""
     rows = torch.arange(len(targets))
-    if softmax is None:
-        return sign * logits[rows, targets].mean()
-    p = torch.softmax(logits, dim=softmax)[rows, targets]
+    p = (logits.exp() if softmax is None else logits.softmax(dim=softmax))[rows, targets]
     if mean == "first":
         p = p.mean()
     costs = sign * (p.log() / math.log(base) if log else p)

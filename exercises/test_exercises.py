@@ -20,6 +20,7 @@ import typing
 import conftest
 import pytest
 import torch
+from checks import expect
 from small_runs import ROOT
 
 import finetune
@@ -35,12 +36,6 @@ V, C, L = 128, 96, 2  # vocabulary rows, channels and layers of the small model
 # what the checks share; these fixtures are those of the other tests, and found by their names here
 
 quiet_threads, text, train = conftest.quiet_threads, conftest.text, conftest.train
-
-
-def expect(fact, otherwise):
-    """An assert whose message stands alone: a reader wants to know what is expected, not how it was compared."""
-    if not fact:
-        pytest.fail(otherwise, pytrace=False)
 
 
 def small_model(loud=1.0, **changes):
@@ -108,25 +103,6 @@ def check_it_is_still_a_language_model(**changes):
 
 # ----------------------------------------------------------------------------------------------------
 # 1 sampling
-
-def test_top_p():
-    """nucleus(probs, p): keep the likeliest whose sum first reaches p. In sample_token they are sorted, not so here."""
-    nucleus = getattr(play, "nucleus", None)
-    expect(nucleus, "write nucleus(probs, p) in play.py: probs (B, V), in any order -> (B, V), zero but for the "
-                    "fewest, likeliest tokens of each row whose sum is p or more, and each row sums to one again")
-    probs = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.05, 0.05, 0.9]])
-    left = torch.tensor([[0, 4 / 7, 0, 3 / 7], [0, 0, 0, 1]])
-    expect(close(nucleus(probs.clone(), 0.6), left, 1e-6), f"of {probs.tolist()} p = 0.6 should leave {left.tolist()}")
-    probs = torch.softmax(4 * torch.randn(50, 1000, generator=torch.Generator().manual_seed(0)), dim=-1)
-    for p in (1e-9, 0.5, 0.9):
-        kept = nucleus(probs.clone(), p)
-        expect(close(kept.sum(-1), torch.ones(50), 1e-5), "each row must sum to one")
-        for before, after in zip(probs, kept, strict=True):
-            n, got = next(n for n in range(1, 1001) if before.topk(n)[0].sum() >= p), int((after > 0).sum())
-            expect(abs(got - n) <= 1, f"the {n} likeliest make p = {p}, but {got} were kept")  # 1: sums are rounded
-            expect(after[before.topk(max(1, n - 1))[1]].all(), "the likeliest must be among those kept")
-    expect(close(nucleus(probs.clone(), 1.0), probs, 1e-5), "p = 1 should keep everything")
-
 
 def test_min_p():
     """generate(..., min_p=0.5): drop what is less than half as likely as the likeliest (Nguyen et al. 2024)."""
@@ -235,7 +211,8 @@ def test_rope():
             return model.lm_head(model.hidden(idx, position_ids))
         here, there = logits(idx, torch.arange(9)), logits(idx, torch.arange(7, 16))
         expect(close(there, here), "moving a text by 7 positions (hidden's position_ids) changes its logits, though "
-                                   "only distances should count: is wpe still added?")
+               "only distances should count: " + ("is wpe still added?" if hasattr(model.transformer, "wpe") else
+               "turn q and k by the same angles, leave v. (Turned values would carry their position on.)"))
         expect(close(logits(idx), here), "position_ids may be None: the positions are 0 to T - 1 then")
         expect(close(logits(idx, torch.arange(9).expand(2, 9)), here),
                "position_ids may be (B, T): HellaSwag needs it")

@@ -1,12 +1,15 @@
 """
-Facts about the exercises by hand, 0a to 0l: each solution passes, an empty body gets a line that says what is missing,
-and every usual slip, alone or with a second one, gets a line that names it. (The solutions are in exercises/solutions.)
+Facts about the exercises. By hand, 0a to 0l: each solution passes, an empty body gets a line that says what is missing,
+and every usual slip, alone or with a second one, gets a line that names it. The upgrades: each solution is a patch that
+applies to today's code and passes its check. (The solutions are in exercises/solutions.)
 """
 import ast
 import glob
 import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -224,3 +227,40 @@ def test_a_solution_says_in_three_sentences_what_there_was_to_notice(letter):
 def test_a_usual_slip_is_named(letter, words, replacements, check):
     """A learner who forgets to divide hears about dividing, not that two numbers differ."""
     assert words.lower() in check(letter, answer(letter, replacements)).lower()
+
+
+# --- the upgrades -------------------------------------------------------------------------------------
+
+PATCHES = sorted(glob.glob(os.path.join(EXERCISES, "solutions", "*.patch")))
+NAMES = [os.path.basename(path).removesuffix(".patch") for path in PATCHES]
+
+
+def test_each_upgrade_has_a_solution():
+    """Each check of test_exercises.py but the one of the numbers."""
+    with open(os.path.join(EXERCISES, "test_exercises.py"), encoding="utf-8") as f:
+        checks = re.findall(r"^def test_(\w+)\(", f.read(), re.MULTILINE)
+    assert sorted(set(checks) - {"number"}) == NAMES
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=NAMES)
+def test_the_solution_of_an_upgrade_applies_to_todays_code(path):
+    """It begins with three sentences and the command, which git passes over."""
+    with open(path, encoding="utf-8") as f:
+        words = " ".join(f.read().split("diff --git")[0].split())
+    name = os.path.basename(path)
+    assert words.startswith(name.removesuffix("patch") + " ") and f"git apply exercises/solutions/{name}" in words
+    assert len(re.findall(r"[.:](?= |$)", words)) >= 4
+    subprocess.run(["git", "apply", "--check", path], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATCHES, ids=NAMES)
+def test_the_solution_of_an_upgrade_passes_its_check(path, tmp_path):
+    """In a copy of the project."""
+    unneeded = shutil.ignore_patterns(".*", "__pycache__", "log", "docs", "assets")
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=unneeded)
+    subprocess.run(["git", "apply", path], cwd=tmp_path / "copy", check=True)
+    name = os.path.basename(path).removesuffix(".patch")
+    command = [sys.executable, "-m", "pytest", "-q", "exercises", "-k", f"test_{name}"]
+    checked = subprocess.run(command, cwd=tmp_path / "copy", capture_output=True, text=True)
+    assert checked.returncode == 0 and "1 passed" in checked.stdout, checked.stdout
