@@ -98,7 +98,7 @@ def adamw(p, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
 
     They start at zero, and that is felt for a while. If all gradients were g, then after t steps
     m = (1 - beta1) (1 + beta1 + ... + beta1^(t-1)) g = (1 - beta1^t) g. So this factor is divided
-    out, as is that of v (bias correction):
+    out, and 1 - beta2^t for v (bias correction):
 
         mhat = m / (1 - beta1^t)        vhat = v / (1 - beta2^t)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def dlogits(logits, targets, sign=1, one_hot=1, probs="softmax", divisor=None):
-    """The gradient of the mean cross-entropy, and what the usual slips make of it."""
+    """The gradient of the mean cross-entropy, with a switch for each usual slip."""
     p = {"softmax": logits.softmax(-1), "over positions": logits.softmax(0), "none": logits,
          "zero": torch.zeros_like(logits)}[probs]
     wanted = one_hot * F.one_hot(targets, logits.size(1)) if one_hot != "all" else 1
@@ -29,13 +29,13 @@ def test_0f_cross_entropy_backward():
     given = logits.clone()
     grad = backward.cross_entropy_backward(given, targets.clone())
     expect_shape("cross_entropy_backward", grad, (6, 9))
-    expect(given.equal(logits), "the logits have changed: an operation in place (-=) on a view of them, or on them. "
-                                "Somebody else may still need them, so work on a new tensor")
+    expect(given.equal(logits), "the logits have changed: an in-place operation, such as -=, wrote into them. Others "
+                                "may still need the logits, so work on a new tensor")
     slips = {
         "the gradient is not divided by N: the loss is the mean over the positions": dict(divisor=1),
         "divided by N * V: the mean runs over the N positions; the V logits of one position share one loss":
             dict(divisor=54),
-        "the sign: a step goes against the gradient, so that of the target must be negative (p - 1)": dict(sign=-1),
+        "the sign: a step goes against the gradient, so the target's gradient is negative, p - 1": dict(sign=-1),
         "these are the probabilities: the -1 at each target is missing, and nothing would say what was right":
             dict(one_hot=0),
         "the target's gradient should be p - 1, and here it is p + 1": dict(one_hot=-1),
@@ -60,7 +60,7 @@ def test_0f_cross_entropy_backward():
 # 0g LayerNorm
 
 def norm_backward(dy, x, weight, eps=1e-5, unbiased=False, weigh=True, mean=True, sigma=True, power=1, dim=-1):
-    """dx, and what the usual slips make of it."""
+    """dx, with a switch for each usual slip."""
     std = (x.var(-1, keepdim=True, unbiased=unbiased) + eps).sqrt()
     xhat = (x - x.mean(-1, keepdim=True)) / std
     g = dy * weight if weigh else dy
@@ -115,7 +115,7 @@ def test_0g_layer_norm_backward():
         "the gradients of weight and bias are means over the rows. Each row uses the same weight, and what several "
         "uses contribute is added: sum": dict(mean=True),
         "the gradient of weight is the sum of dy * xhat, not of dy * x": dict(raw=True),
-    }, "dx is right; weight.grad should grow by the sum over rows of dy * xhat, and bias.grad by that of dy. "
+    }, "dx is right; weight.grad should grow by the sum over rows of dy * xhat, bias.grad by the sum of dy. "
        f"{'Only the first' if close(grads[1], before[1] + dy.sum(0)) else 'The second'} is wrong")
     leaf = x.clone().requires_grad_()
     F.layer_norm(leaf, (8,), weight, bias).backward(dy)
@@ -126,7 +126,7 @@ def test_0g_layer_norm_backward():
 # 0h attention
 
 def mix_backward(dy, q, k, v, mask="before", scale=None, late=True, row_sum=-1, transpose_p=True, transpose_s=True):
-    """dq, dk, dv, and what the usual slips make of them."""
+    """dq, dk, dv, with a switch for each usual slip."""
     T, hs = q.shape[-2:]
     scale = hs ** -0.5 if scale is None else scale
     past = torch.ones(T, T, dtype=torch.bool).tril()
@@ -194,7 +194,7 @@ LR, BETA1, BETA2, EPS, DECAY = 0.1, 0.9, 0.95, 1e-3, 0.2  # large, so that each 
 
 def a_step_of_adamw(p, grad, m, v, t, lr, beta1, beta2, eps, weight_decay, correct_m=True, correct_v=True,
                     eps_inside=False, decay="apart", square=True, root=True, sign=1, late=False, keep="raw"):
-    """AdamW, and what the usual slips make of it. decay: where weight decay goes"""
+    """AdamW, with a switch for each usual slip. decay: where weight decay goes"""
     if decay == "gradient":
         grad = grad + weight_decay * p
     m = beta1 * m + (1 - beta1) * grad

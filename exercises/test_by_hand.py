@@ -38,7 +38,7 @@ def test_0a_causal_mask():
 # 0b attention
 
 def mix(q, k, v, divisor=None, dim=-1, mask="before", swap=False):
-    """Attention, and what the usual slips make of it."""
+    """Attention, with a switch for each usual slip."""
     T, hs = q.shape[-2:]
     if swap:
         q, k = k, q
@@ -86,7 +86,7 @@ def test_0b_attention():
 # 0c what a prediction costs
 
 def cost(logits, targets, sign=-1, base=math.e, mean="last", log=True, softmax=-1):
-    """Cross-entropy, and what the usual slips make of it. softmax: the dimension that it runs over, None: no softmax"""
+    """Cross-entropy, with a switch for each usual slip. softmax: the dimension that it runs over, None: no softmax"""
     rows = torch.arange(len(targets))
     p = (logits.exp() if softmax is None else logits.softmax(dim=softmax))[rows, targets]
     if mean == "first":
@@ -206,7 +206,7 @@ def watch(micro_batches, grad_clip=1e9, leftover=False):
 
 
 def accumulate(micro_batches, divide=True, zero=False, clip="at the end", grad_clip=1e9):
-    """The gradient that the optimizer should get, and what the usual slips make of it."""
+    """The gradient that the optimizer should get, with a switch for each usual slip."""
     model, k = Line(), len(micro_batches)
     for x, y in micro_batches:
         if zero:

@@ -67,7 +67,7 @@ def replace(ids, pair, new, once=False):
 
 def learn(words, num_merges, weigh=True, ties=1, across=False, again=True, once=False, number=1, rare=False,
           ties_by="pair"):
-    """BPE's training, and what the usual slips make of it."""
+    """BPE's training, with a switch for each usual slip."""
     rows = [(list(word), n if weigh else 1) for word, n in words.items()]
     if across:
         rows = [([b for word, n in words.items() for b in list(word) * (n if weigh else 1)], 1)]
@@ -135,7 +135,7 @@ def test_0j_train_bpe():
 # 0k applying them
 
 def apply(word, merges, order=1, once=False, rounds=None, first_met=False, longest=False, start=256):
-    """BPE's encoding, and what the usual slips make of it."""
+    """BPE's encoding, with a switch for each usual slip."""
     if longest:
         return longest_first(word, merges, start)
     ids, rank = list(word), {pair: i for i, pair in enumerate(merges)}
@@ -209,7 +209,7 @@ def test_0k_encode_bpe():
 # 0l the next token
 
 def keep(probs, p, after=False, divide=True, back=True, least=False, logits=False):
-    """Nucleus sampling, and what the usual slips make of it."""
+    """Nucleus sampling, with a switch for each usual slip."""
     order = probs.argsort(-1, descending=not least)
     ranked = probs.gather(-1, order)
     before = ranked.cumsum(-1) - (0 if after else ranked)
