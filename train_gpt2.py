@@ -15,7 +15,7 @@ Contents
     2 the settings      TrainConfig, PRESETS
     3 the data          DataLoaderLite
     4 many GPUs         Process, setup_distributed, wrap_model
-    5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
+    5 the evals         bytes_per_token, evaluate_val_loss, evaluate_hellaswag, print_samples
     6 training          get_lr, and main: the set-up, then the loop with THE STEP
 
 The plumbing is in support/. One object from there appears all through main: `run` keeps the log and
@@ -51,6 +51,7 @@ from support.processes import join_processes, sum_over_processes
 from support.prompts import read_tokenizer
 from support.run import Run
 from support.sharding import shard_model
+from support.tokenizer import count_bytes
 
 # --------------------------------------------------------------------------------------------------
 # 1 the model
@@ -477,11 +478,26 @@ def wrap_model(raw_model, config, process):
 # 5 the evals. They use raw_model: the compiled one would be compiled anew for each new shape
 
 
+def count_val_rows(loader, config):
+    """Rows of T tokens in one validation: val_tokens, or all that the split has"""
+    return min(config.val_tokens, loader.num_tokens - 1) // config.T  # the last has no target
+
+
+def bytes_per_token(tokenizer, loader, config):
+    """
+    How many bytes of text a token of the validation stands for, on average. A loss in nats per
+    token depends on the tokenizer. Divided by this, and by ln 2, it is in bits per byte, and models
+    with different tokenizers can be compared.
+    """
+    num_targets = count_val_rows(loader, config) * config.T
+    return count_bytes(tokenizer, loader.read_tokens(1, num_targets)) / num_targets
+
+
 @torch.no_grad()
 def evaluate_val_loss(raw_model, loader, config, process, run):
     """Mean loss over the first val_tokens tokens of the split, in nats per token -> float"""
     T, n = config.T, process.num_processes
-    num_rows = min(config.val_tokens, loader.num_tokens - 1) // T  # the last token has no target
+    num_rows = count_val_rows(loader, config)
     # at most 8,192 tokens at a time: uncompiled, their logits take 4 GB, 10 bytes each (in 16 bits,
     # in float32, and as log-softmax)
     B = min(config.B, max(1, 8192 // T))
@@ -606,6 +622,7 @@ def main(gpt_config, config, max_B, saved, data, run):
     # B was chosen to divide the batch
     grad_accum_steps = config.total_batch_size // (B * config.T * process.num_processes)
     print_choices(config, grad_accum_steps, process, train_loader, data.tokenizer)
+    nats_to_bits_per_byte = 1 / (math.log(2) * bytes_per_token(data.tokenizer, val_loader, config))
     items = hellaswag.load_items_in_all_processes(data.tokenizer) if config.hellaswag else []
     # opens the log; with --resume it also restores moments, scaler and position
     start_step = run.restore(config, process, data.tokenizer, train_loader, raw_model, optimizer,
@@ -620,7 +637,8 @@ def main(gpt_config, config, max_B, saved, data, run):
         run.end_if_any_process_stopped()
         if is_last or is_due(step, config.eval_every):
             with run.phase("validation", if_out_of_memory="a smaller --B"):
-                run.log(step, val=evaluate_val_loss(raw_model, val_loader, config, process, run))
+                val = evaluate_val_loss(raw_model, val_loader, config, process, run)
+                run.log(step, val=val, bpb=val * nats_to_bits_per_byte)
             if items:
                 with run.phase("HellaSwag", if_out_of_memory="--no-hellaswag"):
                     run.log(step, hella=evaluate_hellaswag(raw_model, items, process, run))

@@ -214,9 +214,10 @@ class Run:
             line += mfu(self.process.card.name, self.model.config, settings["T"], per_card)
         return line
 
-    def eval_line(self, step, val, **metrics):
+    def eval_line(self, step, val, bpb=None, **metrics):
         """The line of a validation: what is left, and whether the loss is a usual one."""
         line = f"validation loss: {val:.4f}"
+        line += f" ({bpb:.2f} bits/byte)" if bpb is not None else ""
         line += "".join(f" | {name} {value:.4f}" for name, value in metrics.items())
         line += f" | {self.time_left(step)}"
         return line + health.compare_to_reference(step, val, self.model.config, self.config)

@@ -212,6 +212,21 @@ def text_bytes(tokenizer, ids):
     return data if starts_with_space else data.removeprefix(b" ")
 
 
+def count_bytes(tokenizer, ids):
+    """
+    Token ids (array, 1-D) -> the number of bytes of their text. <|endoftext|> stands between texts
+    and is no part of one.
+    """
+    ids = np.asarray(ids)
+    data = [token_bytes(tokenizer, i) for i in range(tokenizer.n_vocab)]
+    lengths = np.array([len(part) for part in data])
+    lengths[tokenizer.eot] = 0
+    # the first token of a text may add a space that is not in the text, see text_bytes
+    first = ids[1:][ids[:-1] == tokenizer.eot]
+    added = [data[i].startswith(b" ") and not tokenizer.decode([i]).startswith(" ") for i in first]
+    return int(lengths[ids].sum()) - sum(added)
+
+
 # --------------------------------------------------------------------------------------------------
 # 2 training BPE
 

@@ -9,8 +9,8 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.hugging_face import hugging_face_tokenizer
-from support.tokenizer import (BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer, make_tokenizer,
-                               text_bytes, token_bytes, tokenize_file, train_bpe)
+from support.tokenizer import (BPETokenizer, CharTokenizer, count_bytes, gpt2_tokenizer, load_tokenizer,
+                               make_tokenizer, text_bytes, token_bytes, tokenize_file, train_bpe)
 
 
 def test_gpt2s_tokenizer():
@@ -72,6 +72,16 @@ def test_a_token_is_bytes(text):
             continue  # for this tokenizer it is a space
         ids = t.encode(text)
         assert text_bytes(t, ids) == text.encode() and b"".join(token_bytes(t, i) for i in ids).endswith(text.encode())
+
+
+@given(st.lists(st.text(), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_bytes_of_documents_are_counted_exactly(texts):
+    """Bits per byte divide by them: <|endoftext|> counts nothing, nor does a space that a tokenizer adds to a text."""
+    texts = [text.replace("\u2581", "") for text in texts]
+    for t in (make_tokenizer("char", texts), byte_level(), llama_like()):
+        ids = [i for text in texts for i in (t.eot, *t.encode(text))]
+        assert count_bytes(t, ids) == sum(len(text.encode()) for text in texts)
 
 
 def test_a_character_in_three_tokens():

@@ -544,7 +544,7 @@ def test_the_log_and_the_console(train, tmp_path, capsys):
             r"dt: [\d.]+ms \| tok/sec: [\d.]+\n")
     out = capsys.readouterr().out
     assert re.search(line, out) and out.index("step     0 | validation") < out.index("step     0 | loss")
-    assert re.search(r"step     2 \| validation loss: \d\.\d{4} \| \d+\.\d min left", out)
+    assert re.search(r"step     2 \| validation loss: \d\.\d{4} \(\d\.\d\d bits/byte\) \| \d+\.\d min left", out)
     assert (tmp_path / "log" / "settings.json").exists()
 
 
