@@ -145,6 +145,7 @@ train_gpt2.run(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_the_fullest_card_decides_for_all(tmp_path, text):
     """Two processes, one with 84 GB free and one with 2.4: both take the rows that fit into the fuller card."""
     (tmp_path / "two.py").write_text(SCRIPT.format(root=ROOT))

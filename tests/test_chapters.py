@@ -99,6 +99,7 @@ def test_without_a_history_there_is_one_line(tmp_path):
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "git clone" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_default_test_command_does_not_meet_the_exercises():
     """They fail until somebody does them: `python -m pytest` must neither run nor import them. Named, they run."""
     def collected(*args):

@@ -113,6 +113,7 @@ def test_batches_predict_what_one_item_at_a_time_predicts(which, batch_tokens, m
     assert_same_predictions(models[which], items_of(40), batch_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["fresh", "trained"])
 def test_the_same_on_300_real_items(which, models):
     path = os.path.join(ROOT, "..", "shared", "data", "hellaswag_val_300.jsonl")
@@ -250,8 +251,8 @@ def test_only_gpt2s_tokenizer(tmp_path, train, trained, capsys):
 # --- memory ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("ctx, device, dtype", [
-    (200, "cuda", torch.float32), (600, "cuda", torch.bfloat16), (1000, "cuda", torch.float32),
-    (600, "cpu", torch.float32)])
+    (200, "cuda", torch.float32), pytest.param(600, "cuda", torch.bfloat16, marks=pytest.mark.slow),
+    (1000, "cuda", torch.float32), (600, "cpu", torch.float32)])
 def test_the_eval_never_holds_more_than_a_gigabyte(ctx, device, dtype):
     """
     2,000 items of the longest length, GPT-2's width and vocabulary, one block: less than 1 GB above the weights. (All

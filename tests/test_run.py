@@ -100,6 +100,7 @@ torch.save(test_run.train_with(getattr(test_run, kind), argv), out + os.environ[
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_without_a_record(text, tmp_path):
     """With NoRun the processes share nothing but gradients and sums, and take the same steps."""
     (tmp_path / "script.py").write_text(SCRIPT.format(root=ROOT))

@@ -298,7 +298,7 @@ EFFECTS = {
     "--save_every=1": lambda files, **_: "model_00005.pt" in files,
     "--keep_last=1": lambda files, **_: sum(name.endswith(".pt") for name in files) == 1,
     "--tensorboard": lambda files, **_: any(name.startswith("events.") for name in files),
-    "--compile": lambda error, **_: "GPT(" in error,
+    "--compile": lambda out, **_: "going on without torch.compile" in out,
     "--hellaswag": lambda out, **_: "HellaSwag" in out,
     "--init_from=gpt2": lambda out, **_: "resuming from" in out,  # for a first start: a checkpoint wins over it
     "--estimate": lambda out, **_: "GPU(s)" in out,

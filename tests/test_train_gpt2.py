@@ -46,7 +46,8 @@ from train_gpt2 import (
 # ----------------------------------------------------------------------------------------------------
 # 1 the model
 
-@pytest.mark.parametrize("shape", [dict(n_layer=2, n_head=2, n_embd=32, vocab_size=97, n_positions=16), dict()],
+@pytest.mark.parametrize("shape", [dict(n_layer=2, n_head=2, n_embd=32, vocab_size=97, n_positions=16),
+                                   pytest.param(dict(), marks=pytest.mark.slow)],
                          ids=["tiny", "gpt2"])
 def test_logits_equal_those_of_hugging_face(shape, tmp_path):
     """The same weights give the same logits as transformers' GPT2LMHeadModel, to 1e-5 of their size."""
@@ -376,16 +377,20 @@ def test_dtype_by_compute_capability(capability, dtype, monkeypatch):
 
 
 def test_processes_with_cards_meet_over_nccl(monkeypatch):
-    """And over gloo for what is in the CPU's memory, as with --offload."""
-    met = []
+    """And over gloo for what is in the CPU's memory, as with --offload. The first sum is on the card."""
+    met, summed = [], []
     monkeypatch.setattr(processes, "find_card", lambda *args: H100)
-    monkeypatch.setattr(processes, "meet", lambda *args: met.append(args))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda backend, **options: met.append(backend))
+    monkeypatch.setattr(processes, "meeting_place", lambda limit: {})
+    monkeypatch.setattr(processes.torch, "ones", lambda *size, device: summed.append(device) or torch.zeros(1))
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda x, op=None: None)
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 0)
     words = dict(RANK="11", LOCAL_RANK="3", WORLD_SIZE="16", MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
     for name, value in words.items():
         monkeypatch.setenv(name, value)
     process = setup_distributed(TrainConfig())
     assert (process.rank, process.num_processes, process.device) == (11, 16, H100.device)
-    assert met == [("cpu:gloo,cuda:nccl", 600)]
+    assert met == ["cpu:gloo,cuda:nccl"] and summed == [H100.device]
 
 
 def test_a_mac_has_no_torchrun(monkeypatch):

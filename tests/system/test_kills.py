@@ -15,7 +15,8 @@ from tools.children import kill_family
 
 # --- train_gpt2.py --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("processes, number", [(1, signal.SIGHUP), (2, signal.SIGTERM)])
+@pytest.mark.parametrize("processes, number", [
+    (1, signal.SIGHUP), pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow)])
 def test_asked_to_stop_a_run_saves_and_goes_on_later(processes, number, tmp_path):
     """The step is finished and saved; exit code 0; the resumed run ends as one that was never stopped."""
     flags = ("--dtype=float32", "--max_steps=100")

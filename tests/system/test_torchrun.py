@@ -48,6 +48,7 @@ def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_pat
     assert checkpoints.read(str(tmp_path / "log" / "model_00010.pt"))["position"] == 10 * 256
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly_with_dropout(torchrun, tmp_path):
     """Each rank's random numbers depend on seed, step and rank only: no generator's state has to be saved."""
     flags = ("--dropout=0.2", "--save_every=5", "--keep_last=5")
@@ -58,6 +59,7 @@ def test_two_processes_resume_exactly_with_dropout(torchrun, tmp_path):
     assert_same_bits(tmp_path / "whole" / "model_00010.pt", tmp_path / "parts" / "model_00010.pt")
 
 
+@pytest.mark.slow
 def test_two_machines_are_one_run(tmp_path, text, train):
     """Two torchruns that meet at a port, as on two machines: the losses of one process."""
     one = train("one")
@@ -191,6 +193,7 @@ def test_shares_take_the_steps_of_one_process(train, torchrun, tmp_path, text):
     assert_same_losses(whole, read_log(tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_dropout_is_that_of_ddp(torchrun, tmp_path):
     """A process draws the same random numbers, whether it has a copy of the weights or a share."""
     for name, flag in (("ddp", "--shard=no"), ("shares", "--shard=node")):
@@ -198,6 +201,7 @@ def test_dropout_is_that_of_ddp(torchrun, tmp_path):
     assert_same_losses(read_log(tmp_path / "ddp"), read_log(tmp_path / "shares"))
 
 
+@pytest.mark.slow
 def test_evals_with_uneven_shares_end(torchrun, tmp_path):
     """
     Three HellaSwag items and an odd number of validation rows for two processes. Each forward gathers weights from
@@ -270,6 +274,7 @@ def state_bytes(tmp_path, text, *flags):
     return [[int(n) for n in m] for m in re.findall(r"state (\d+) peak (\d+) saving (\d+)", result.stdout)]
 
 
+@pytest.mark.slow
 def test_half_of_everything(tmp_path, text):
     """16 bytes a parameter (weight, gradient, two moments) with copies; half of it with shares in two processes."""
     shape = ("--n_embd=128", "--n_layer=4", "--save_every=1")
