@@ -47,9 +47,9 @@ def print0(*args):
 
 def print_here(*args, stream=None):
     """
-    print in this process, to stdout or to another stream. A run must not die of its output: when
-    the terminal is gone, the reader has left (`| head`) or the disk is full, later output is
-    dropped.
+    print in this process, to stdout or to another stream. If the output cannot be written any more
+    (the terminal is closed, the reader of a pipe has ended, the disk is full), the run goes on
+    without it.
     """
     stream = stream or sys.stdout
     try:
@@ -71,20 +71,21 @@ def print_beside_bar(line, stream=None):
 
 def progress(batches, what, if_slow):
     """
-    Yield the batches of a list, with a progress bar in the first process. If the first batch shows
-    that all of them will take over a minute, a line says how long, and what would shorten it
-    (if_slow).
+    Yield the batches of a list, with a progress bar in the first process. If the third batch shows
+    that the others will take over a minute, a line says how long, and what would shorten it
+    (if_slow). The first batches are slower, because they load kernels.
     """
-    t0 = time.time()
     # None: no bar if stderr is a file or a pipe
     hidden = None if is_first_process() else True
     bar = tqdm(total=len(batches), desc=what, leave=False, disable=hidden)
     for i, batch in enumerate(batches):
+        began = time.monotonic()
         yield batch
         bar.update()
-        left = (time.time() - t0) * (len(batches) - 1)
-        if i == 0 and left > 60:
-            print0(f"{what} takes about {left / 60:.0f} minutes here: {if_slow} would shorten it")
+        left = (time.monotonic() - began) * (len(batches) - 3)
+        if i == 2 and left > 60:
+            minutes = "a minute" if left < 90 else f"{left / 60:.0f} minutes"
+            print0(f"{what} takes about {minutes} more here: {if_slow} would shorten it")
     bar.close()
 
 
@@ -94,26 +95,26 @@ def one_line(error, length=150):
 
 
 def say(error):
-    """Print a UserError, once for all the processes that found it."""
+    """Print a UserError once, although several processes may have found it."""
     speaks = {"all": is_first_process(), "node": is_first_on_node(), "me": True}[error.who]
     if not speaks:
-        # If this process ended first, torchrun would stop the process that prints the line, so
-        # this one waits until torchrun stops it. If that does not happen, the other process has not
-        # found the error, and this one prints it.
+        # If this process ended now, torchrun might stop the one that prints before it does. So wait
+        # until that one has ended, and torchrun ends this one. Still here after ten seconds? Then
+        # only this process has found the error, and it prints the line itself.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
-    # with other exit codes the user typed nothing wrong: Ctrl-C, another process is gone
+    # with other exit codes nothing was typed wrong: Ctrl-C, another process is gone
     prefix = "error: " if error.exit_code == 2 else ""
     print_here(prefix + " ".join(str(error).splitlines()), stream=sys.stderr)
 
 
 def run_program(run, argv=None):
     """
-    Run a program: the last line of each file that is one. run: main, which gets argv. This is the
-    one place where an error becomes a line and an exit code.
+    The last line of each program: call run(argv), and turn an error into a line and an exit code.
+    Nothing else in the project does that.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a run must not die of a sample with a character that the terminal does not know
+        # a sample may have a character that the terminal's encoding lacks: print a ? instead
         stream.reconfigure(errors="replace")
     exit_code = 0
     try:
@@ -122,7 +123,7 @@ def run_program(run, argv=None):
         exit_code = error.exit_code
         say(error)
     except KeyboardInterrupt:
-        exit_code = 130  # what the shell reports for a program that was ended by Ctrl-C
+        exit_code = 130  # a shell's code for Ctrl-C
     except ModuleNotFoundError as error:  # a package that only some commands need
         exit_code = 2
         say(UserError(missing_package(error), who="me"))
@@ -130,7 +131,7 @@ def run_program(run, argv=None):
 
 
 def missing_package(error):
-    """A ModuleNotFoundError -> a line that says what to install."""
+    """ModuleNotFoundError -> a line that says what to install"""
     package = (error.name or str(error)).partition(".")[0]
     package = {"sklearn": "scikit-learn"}.get(package, package)  # imported as, installed as
     return (f"the package {package} is not installed here: pip install {package}, or all "
@@ -139,10 +140,9 @@ def missing_package(error):
 
 def leave(exit_code):
     """
-    End this process. One of torchrun's processes ends at once, without Python's cleanup: under
-    --shard the process group outlives its destruction, and a thread of gloo that frees a tensor
-    during the cleanup aborts the process ("terminate called without an active exception", in one
-    exit of 25 to 100 with torch 2.13), which torchrun reports as a failure.
+    End this process. Under torchrun, end it at once, without Python's cleanup: there, a thread of
+    gloo that frees a tensor may abort the process ("terminate called without an active exception",
+    in one of 25 to 100 exits under --shard with torch 2.13), and torchrun reports a failure.
     """
     if "RANK" in os.environ:
         sys.stdout.flush()

@@ -6,7 +6,8 @@ import sys
 import pytest
 from small_runs import ROOT
 
-from support.console import UserError, print0, say
+from support import console
+from support.console import UserError, print0, progress, say
 
 
 def run(code, shell="", **env):
@@ -88,6 +89,18 @@ def test_a_full_disk_ends_no_run():
             "    raise UserError('the end')\nrun_program(program)")
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=full).returncode == 2
+
+
+@pytest.mark.parametrize("seconds, line", [
+    ([50, 5, 0.6, 9], None), ([50, 5, 0.8, 9], "a minute"), ([0, 0, 1, 0], "2 minutes"), ([0, 0, 30, 0], "48 minutes")])
+def test_a_long_eval_says_how_long_it_takes(seconds, line, monkeypatch, capsys):
+    """A hundred batches, of which the first ones are slow because they load kernels: the third one tells."""
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    for i in progress(range(99), "HellaSwag", "--no-hellaswag"):
+        now[0] += seconds[min(i, 3)]
+    line = line and f"HellaSwag takes about {line} more here: --no-hellaswag would shorten it\n"
+    assert capsys.readouterr().out == (line or "")
 
 
 def test_a_terminal_that_has_gone():
