@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from small_runs import ROOT, LiveStorages, refusal
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hellaswag
 import train_gpt2
 from support.arithmetic import (CARDS, HELLASWAG_PREDICTIONS, HELLASWAG_TOKENS, count_parameters, flops_per_token,
-                                largest, mfu, peak, phases, total)
+                                largest_batch, mfu, peak, phases, total)
 
 
 @pytest.mark.parametrize("card, peak", [
@@ -99,6 +100,67 @@ def test_what_samples_need(vocab_size, dtype):
     assert 0.8 < live.peak / own_needs("samples", gpt_config, train_gpt2.TrainConfig(B=4), dtype) < 1
 
 
+class Blocks(LiveStorages):
+    """
+    How PyTorch hands out a card's memory, for large tensors: a new tensor takes the smallest free block it fits into,
+    and leaves the rest as a free block. Only if it fits nowhere, memory is taken from the card, and never given back.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.taken, self.places, self.free = 0, {}, []  # a block: (bytes, number of its segment, start)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = set(self.sizes)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        for key in self.sizes.keys() - before:
+            self.place(key, self.sizes[key])
+        return result
+
+    def place(self, key, size):
+        fitting = [block for block in self.free if block[0] >= size]
+        if fitting:
+            self.free.remove(min(fitting))
+            room, segment, start = min(fitting)
+        else:
+            room, segment, start = size, self.taken, 0  # what was taken before: a number of its own
+            self.taken += size
+        self.places[key] = (size, segment, start)
+        if room > size:
+            self.free.append((room - size, segment, start + size))
+
+    def gone(self, key):
+        super().gone(key)
+        size, segment, start = self.places.pop(key)
+        for block in [b for b in self.free if b[1] == segment and start in (b[2] + b[0], b[2] - size)]:
+            self.free.remove(block)
+            size, start = size + block[0], min(start, block[2])
+        self.free.append((size, segment, start))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_hellaswag_needs(dtype):
+    """
+    Two batches of 124M: 3,968 predictions, then the most that a batch may have, 16,384 tokens and 4,096 predictions.
+    What is alive at once is less than two thirds, but PyTorch takes what the estimate says: the second batch's logits
+    do not fit into the block of the first one's. (Tensors without contents: only their sizes are computed.)
+    """
+    gpt_config = train_gpt2.GPTConfig()
+    first, second = ([hellaswag.Item([7] * context, [[8] * ending] * 4, 0)] * 16 for context, ending in
+                     ((1024 - 4 * 61, 62), (1024 - 4 * 63, 64)))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = train_gpt2.GPT(gpt_config).eval()
+        blocks = Blocks()
+        blocks.sizes = {p.untyped_storage()._cdata: 0 for p in model.parameters()}
+        with blocks, torch.no_grad(), autocast(dtype):
+            for items in (first, second):
+                [batch] = hellaswag.make_batches(items, HELLASWAG_TOKENS, 1024)
+                losses = hellaswag.batch_losses(model, batch, torch.device("cpu"))
+    assert len(batch) * len(batch[0].ids) == HELLASWAG_TOKENS and len(losses) == HELLASWAG_PREDICTIONS
+    needs = own_needs("hellaswag", gpt_config, train_gpt2.TrainConfig(B=16), dtype)
+    assert blocks.taken == pytest.approx(needs, rel=0.05) and blocks.peak < 0.67 * needs
+
+
 def test_a_compiled_step_needs_what_was_measured():
     """
     124M, B=64 and T=1024 on an H200: 31.1 GB in all when compiled. The estimate is above, because it must never be
@@ -122,7 +184,7 @@ def table_of_batches():
         values = {name: train_gpt2.PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
         for n in (1, 2, 4, 8):
             for card in CARDS:
-                cell = largest(train_gpt2.GPTConfig(**values), train_gpt2.TrainConfig(), n, card)
+                cell = largest_batch(train_gpt2.GPTConfig(**values), train_gpt2.TrainConfig(), n, card)
                 if cell != "-":
                     B, flags = f"{cell} ".split(" ")[:2]
                     cells.append((train_gpt2.GPTConfig(**values), n, card, int(B), flags))
@@ -131,7 +193,7 @@ def table_of_batches():
 
 def test_where_a_step_fits_evals_do():
     """
-    For every B that is recommended, on cards of 8 to 80 GB: no eval needs more than an eager step. Validation and
+    For every B that is recommended, on cards of 8 to 80 GB: no eval needs 2% more than an eager step. Validation and
     HellaSwag, which are not compiled, may need a little more than a compiled step of a few rows.
     """
     cells = table_of_batches()
@@ -142,7 +204,7 @@ def test_where_a_step_fits_evals_do():
         needs = {phase: total(of_phase)
                  for phase, of_phase in phases(gpt_config, config, n, compiled="s" not in flags).items()}
         assert max(needs.values()) <= 0.93e9 * card
-        assert max(needs.values()) <= (1 if "s" in flags else 1.12) * needs["step"], (gpt_config, n, card, B, flags)
+        assert max(needs.values()) <= (1.02 if "s" in flags else 1.12) * needs["step"], (gpt_config, n, card, B, flags)
         assert max(needs["samples"], needs["save"]) < needs["step"]
 
 

@@ -32,7 +32,7 @@ def test_a_whole_number_of_micro_batches_makes_a_step(capsys):
     assert choose(B=5, total_batch_size=15 * 1024, processes=3) == 5
     assert capsys.readouterr().out == ""
     assert choose(total_batch_size=6 * 1024) == 6
-    assert capsys.readouterr().out == ("B 6: the largest up to 64 of which whole micro batches make 6144 tokens on 1 "
+    assert capsys.readouterr().out == ("B 6: the largest up to 64 of which whole micro-batches make 6144 tokens on 1 "
                                        "process(es)\n")
     assert choose(total_batch_size=6 * 1024, processes=2) == 3
 
@@ -44,7 +44,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest_step():
 
 @pytest.mark.parametrize("free, num_processes, B, line", [
     # what cards of 6 to 80 GB have free, in GB, when nobody else is there
-    (6.1, 1, 2, "B 2: needs 4.6 of 6.1 GB free, compiled; 4 would need 5.8"),
+    (6.1, 1, 2, "B 2: needs 4.9 of 6.1 GB free, compiled; 4 would need 5.8"),
     (8.1, 1, 4, "B 4: needs 5.8 of 8.1 GB free, compiled; 8 would need 8.2"),
     (11.6, 1, 8, "B 8: needs 8.2 of 11.6 GB free, compiled; 16 would need 11.3"),
     (15.6, 1, 16, "B 16: needs 11.3 of 15.6 GB free, compiled; 32 would need 19.2"),
