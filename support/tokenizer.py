@@ -3,16 +3,23 @@ Text <-> token ids: GPT-2's tokenizer, a tokenizer of characters, and byte pair 
 train yourself. Like arithmetic.py, this file is part of the lecture. Come here, too, when a text
 becomes other tokens than you expect.
 
-Byte pair encoding (BPE; Sennrich et al. 2016, on bytes: GPT-2's paper, section 2.2) starts with a
-token for each of the 256 bytes, so it can write any text. Training counts pairs of neighboring
-tokens, merges the most frequent pair into a new token, and repeats this until the vocabulary is
-full. A token's rank is the number of its merge. Encoding splits a text into words, each word into
-bytes, and repeats the merges, lowest rank first. With GPT-2's ranks:
+A model works with a fixed vocabulary. If its tokens are characters, texts become long; if they are
+words, some word is always missing. Byte pair encoding lies between the two (BPE; Sennrich et al.
+2016; on bytes: GPT-2's paper, section 2.2):
+
+    training    Start with a token for each of the 256 bytes: they can write any text. Count the
+                pairs of neighboring tokens, merge the most frequent pair into a new token, and
+                repeat until the vocabulary is full. Tokens are numbered as they are made: the
+                number of a token is its rank.
+    encoding    Split a text into words, and each word into bytes. In each word, merge the pair
+                whose token has the lowest rank, and repeat until no pair is a token.
+
+With GPT-2's ranks (er is 263, ow 322, ower 789, lower 21037):
 
     l o w e r   ->   l o w er   ->   l ow er   ->   l ower   ->   lower
 
-So a frequent word becomes one token, and a rare word several. GPT-2 has 256 bytes + 50,000 merges +
-<|endoftext|> = 50,257 tokens.
+So a frequent word becomes one token, and a rare word becomes several. GPT-2 has 256 bytes +
+50,000 merges + <|endoftext|> = 50,257 tokens.
 
     tokenizer = make_tokenizer("gpt2")          # BPE, from assets/gpt2.tiktoken
     tokenizer = make_tokenizer("char", [text])  # each character of the texts is a token
@@ -24,8 +31,8 @@ Each tokenizer is an object with
     decode(ids)           -> text
     n_vocab               the highest id + 1
     eot                   the id of <|endoftext|>, which separates documents
-    spec                  a dict of strings that checkpoints store: load_tokenizer(spec) makes the
-                          same tokenizer again
+    spec                  a dict of strings for checkpoints: load_tokenizer(spec) is the same
+                          tokenizer
 
 Contents
     1 tokenizers            GPT2Tokenizer, CharTokenizer, BPETokenizer; token_bytes, text_bytes
@@ -50,10 +57,10 @@ from support.files import asset
 # 1 tokenizers
 
 class GPT2Tokenizer:
-    """GPT-2's byte-level BPE. The ranks of its tokens are in assets/; tiktoken applies them."""
-    # How a text is split into words before BPE: contractions, letters, digits, other signs, each
-    # with one space before it, and further white space. Merges never cross words; otherwise "dog",
-    # "dog." and "dog!" would each take up a token.
+    """GPT-2's byte-level BPE. assets/gpt2.tiktoken has the tokens and ranks; tiktoken merges."""
+    # A text is split into words: contractions ('ll), then letters, digits or other signs, each
+    # after at most one space, and white space. No token crosses the border of a word. Otherwise
+    # "dog", "dog." and "dog!" would each take a place in the vocabulary.
     PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
@@ -61,9 +68,9 @@ class GPT2Tokenizer:
         import tiktoken
         path = asset("gpt2.tiktoken")
         with open(path, "rb") as f:
-            data = f.read().replace(b"\r\n", b"\n")  # git on Windows may have changed line ends
+            data = f.read().replace(b"\r\n", b"\n")  # git on Windows may change line ends
         if hashlib.sha256(data).hexdigest() != self.SHA256:
-            # with some of the ranks everything would work, but with other tokens
+            # with half of the ranks everything would run, and every text have other tokens
             raise UserError(f"{path} is damaged ({len(data):,} bytes, and it should have 835,554): "
                             "git checkout assets/gpt2.tiktoken", who="node")
         pairs = [line.split() for line in data.splitlines()]
@@ -78,13 +85,13 @@ class GPT2Tokenizer:
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts):
-        # no special tokens: "<|endoftext|>" in a text is 13 characters
+        # no special tokens: "<|endoftext|>" in a text is 13 characters like any others
         encode = functools.partial(
             self.bpe.encode_to_numpy, allowed_special=set(), disallowed_special=())
         try:
             return [encode(text) for text in texts]
         except ValueError:
-            # tiktoken's regex fails on a million spaces in a row: encode them in pieces
+            # tiktoken's regex fails on a million spaces in a row: cut there, encode the pieces
             cut = [re.split(r"(\s{100000})", text) for text in texts]
             return [np.concatenate([encode(part) for part in parts]) for parts in cut]
 
@@ -94,19 +101,19 @@ class GPT2Tokenizer:
 
 @functools.lru_cache(maxsize=1)
 def gpt2_tokenizer():
-    """GPT2Tokenizer(), made once per process: reading 50,256 ranks takes a moment."""
+    """The GPT2Tokenizer of this process: reading 50,256 ranks takes a moment, so do it once."""
     return GPT2Tokenizer()
 
 
 class CharTokenizer:
     """
-    One token per character: id 0 is <|endoftext|>, then come the characters in sorted order. With
-    so small a vocabulary a model can be trained on a laptop.
+    One token per character: id 0 is <|endoftext|>, the characters follow. The vocabulary is so
+    small that a laptop can train a model with it. chars: the characters, in the order of their ids
     """
 
     def __init__(self, chars):
         self.chars = ["<|endoftext|>", *chars]
-        # Unicode code point -> id; 0: not in the vocabulary
+        # Unicode code point -> id, or 0 if the character is not in the vocabulary
         self.ids = np.zeros(0x110000, dtype=np.uint32)
         self.ids[[ord(c) for c in chars]] = range(1, len(self.chars))
         self.eot = 0
@@ -122,7 +129,7 @@ class CharTokenizer:
         for text, ids in zip(texts, arrays, strict=True):
             if not ids.all():
                 raise UserError(f"this character tokenizer has no {text[int(ids.argmin())]!r}: it "
-                                f"knows the {self.n_vocab - 1} characters it was made from",
+                                f"knows the {self.n_vocab - 1} characters that it was made from",
                                 who="me")
         return arrays
 
@@ -135,7 +142,7 @@ class BPETokenizer:
     A tokenizer of Hugging Face's library `tokenizers`, trained here (train_bpe) or elsewhere. text:
     the contents of its tokenizer.json
     """
-    # the usual names of the token that separates documents
+    # what <|endoftext|> is called in other families of models
     EOT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
     def __init__(self, text):
@@ -150,13 +157,15 @@ class BPETokenizer:
         self.bpe.no_padding()
         vocab = self.bpe.get_vocab(with_added_tokens=True)
         name = next((t for t in self.EOT if t in vocab), None)
-        if name is None or vocab[name] in self.encode(name):  # not special: texts could contain it
+        # if it is not special, a document that spells it would contain the token
+        if name is None or vocab[name] in self.encode(name):
             raise UserError(f"this tokenizer.json has none of {', '.join(self.EOT)} as a special "
                             "token: documents need one")
         self.eot = vocab[name]
         self.n_vocab = max(vocab.values()) + 1
         decoder = json.dumps(json.loads(text)["decoder"])
-        self.is_byte_level = '"ByteLevel"' in decoder  # as in GPT-2: a letter for each byte
+        # how bytes are spelled in the vocabulary, see token_bytes
+        self.is_byte_level = '"ByteLevel"' in decoder
         self.has_byte_fallback = '"ByteFallback"' in decoder
 
     def encode(self, text):
@@ -171,10 +180,10 @@ class BPETokenizer:
 
 def byte_letters():
     """
-    The letter that stands for each byte in tokenizer.json and in GPT-2's vocabulary file, which
-    are text files -> {byte: letter}
+    A tokenizer.json is a text, and so is GPT-2's vocabulary file, but tokens are bytes: each byte
+    is written as a letter -> {byte: letter}
     """
-    # printable bytes are their own letters, the other bytes get the letters from U+0100 on
+    # a printable byte is its own letter, the others get the letters from U+0100 on
     letters = {b: chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
     letters |= {b: chr(256 + i) for i, b in enumerate(sorted(set(range(256)) - letters.keys()))}
     return letters
@@ -185,7 +194,7 @@ BYTES = {letter: b for b, letter in byte_letters().items()}
 
 def token_bytes(tokenizer, i):
     """
-    The bytes that the token with id i adds to a text. They may be a part of a character, which
+    The bytes that the token with id i adds to a text. They may be only a part of a character, which
     decode([i]) shows as U+FFFD.
     """
     name = tokenizer.spec["name"]
@@ -194,20 +203,21 @@ def token_bytes(tokenizer, i):
     if name == "char":
         return tokenizer.chars[i].encode("utf-8", "surrogatepass")
     token = tokenizer.bpe.id_to_token(i)
-    if token is None:  # a tokenizer.json may leave out ids
+    if token is None:  # a vocabulary may leave out ids
         return b""
     if tokenizer.is_byte_level and set(token) <= BYTES.keys():
         return bytes(BYTES[letter] for letter in token)
     if tokenizer.has_byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", token):
-        return bytes([int(token[3:5], 16)])  # <0xE4>, as in Llama's: a byte without a token
-    # decoded after another token, because some tokenizers drop the space at the start of a text
+        return bytes([int(token[3:5], 16)])  # <0xE4>, in tokenizers like Llama's
+    # decode it after another token, because some tokenizers drop a space at the start of a text
     before = tokenizer.encode("a")
     return tokenizer.decode([*before, i]).removeprefix(tokenizer.decode(before)).encode()
 
 
 def text_bytes(tokenizer, ids):
-    """The bytes of a text: those of its tokens, without a space that only the first one adds."""
+    """The bytes of the text that decode(ids) is, even where some are no whole character"""
     data = b"".join(token_bytes(tokenizer, i) for i in ids)
+    # tokenizers like Llama's drop the first token's space
     starts_with_space = tokenizer.decode(ids[:1]).startswith(" ")
     return data if starts_with_space else data.removeprefix(b" ")
 
@@ -232,24 +242,26 @@ def count_bytes(tokenizer, ids):
 
 def train_bpe(texts, n_vocab):
     """
-    Learn a byte-level BPE of n_vocab tokens from the first 100M characters of the texts (iterable)
-    -> tokenizer.json, as text. The same texts give the same tokens.
+    Learn a byte-level BPE with n_vocab tokens from the first 100M characters of the texts
+    (iterable) -> the contents of a tokenizer.json. The result depends on the texts alone.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # words as in GPT-2
+    # splits a text into words, with GPT-2's pattern, and words into bytes
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=n_vocab,
         special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, also unseen ones
+        # all 256 bytes, whether or not they occur in the texts
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False)
     bpe.train_from_iterator(first_characters(texts, 100_000_000), trainer)
     return bpe.to_str()
 
 
 def first_characters(texts, n):
-    """Yield texts until they have n characters; the last one is cut."""
+    """Yield texts until they add up to n characters; the last one is cut."""
     for text in texts:
         yield text[:n]
         n -= len(text)
@@ -262,8 +274,8 @@ def first_characters(texts, n):
 
 def make_tokenizer(name, texts=()):
     """
-    name: --tokenizer, which is gpt2, char, bpe:8000, a tokenizer.json or a model on Hugging Face's
-    hub -> tokenizer. char and bpe:N are made from the texts (iterable).
+    The value of --tokenizer (gpt2, char, bpe:8000, a tokenizer.json or the name of a model on
+    Hugging Face's hub) -> tokenizer. char and bpe:N are made from the texts (iterable).
     """
     if name == "gpt2":
         return gpt2_tokenizer()
@@ -295,7 +307,7 @@ def fetch_tokenizer(name):
 
 
 def load_tokenizer(spec):
-    """The spec of a tokenizer (dict), from a checkpoint or meta.json -> the tokenizer"""
+    """spec (dict), from a checkpoint or meta.json -> the tokenizer that it describes"""
     if spec["name"] == "gpt2":
         return gpt2_tokenizer()
     if spec["name"] == "char":
@@ -305,9 +317,9 @@ def load_tokenizer(spec):
 
 def identify(text):
     """
-    The contents of a tokenizer.json -> the spec of that tokenizer. Two of ours are recognized, so
-    that a model which comes back from Hugging Face's format is again one with GPT-2's tokenizer,
-    which HellaSwag needs, or with a tokenizer of characters.
+    The contents of a tokenizer.json -> the spec of the tokenizer. GPT-2's tokenizer and our
+    tokenizers of characters are recognized, so a model that was exported to Hugging Face's format
+    comes back with the tokenizer that it had. (HellaSwag, for one, needs GPT-2's.)
     """
     model = json.loads(text)["model"]
     if model["type"] == "WordLevel":
@@ -317,7 +329,7 @@ def identify(text):
     letters = byte_letters()
     gpt2 = gpt2_tokenizer()
     vocab = {"".join(letters[b] for b in token_bytes(gpt2, i)): i for i in range(gpt2.eot)}
-    # the vocabulary also gives the merges, whose order is that of the ids
+    # no need to compare the merges: they follow from the vocabulary, in the order of the ids
     theirs = {token: i for token, i in model["vocab"].items() if token != "<|endoftext|>"}
     return {"name": "gpt2"} if theirs == vocab else {"name": "bpe", "json": text}
 
@@ -326,12 +338,12 @@ def identify(text):
 # 4 reading a text
 
 def read_text(path):
-    """A text file in UTF-8 -> str, without a byte order mark. UserError for another encoding."""
+    """A text file in UTF-8 -> str, without a byte order mark. UserError for other encodings"""
     with open(path, "rb") as f:
         data = f.read()
     try:
         text = data.decode()
-        bad = data.find(b"\0")  # UTF-8, but not text: UTF-16, a database, a hole in a damaged file
+        bad = data.find(b"\0")  # valid in UTF-8, but no text: UTF-16, or a damaged file
     except UnicodeDecodeError as e:
         bad = e.start
     if bad >= 0:
@@ -342,12 +354,10 @@ def read_text(path):
 
 def tokenize_file(path, tokenizer_name):
     """
-    A text file -> tokenizer, [train tokens], [validation tokens], which are the last tenth of the
-    text. Each list holds one uint32 array, as if it were the only shard.
+    A text file -> tokenizer, [train tokens], [validation tokens]. The last tenth of the text is for
+    validation. Each list holds one array of uint32, like a directory with a single shard.
     """
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    if not text:
-        raise UserError(f"{path} is empty (0 characters): give a text to train on", who="node")
     tokenizer = make_tokenizer(tokenizer_name, [text])
     cut = int(0.9 * len(text))
     train = np.array(tokenizer.encode(text[:cut]), dtype=np.uint32)

@@ -230,8 +230,8 @@ def test_a_tilde_in_data_root_is_my_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "is empty (0 characters): give a text to train on"),
-    ("\ufeff", "is empty (0 characters): give a text to train on"),
+    ("", "is too short (0 characters): it has 0 tokens to train on and 0 for validation"),
+    ("\ufeff", "is too short (0 characters): it has 0 tokens to train on and 0 for validation"),
     ("To be", "is too short (5 characters): it has 4 tokens to train on and 1 for validation, and "
               "a batch needs B * T + 1"),
     ("To be, or not to be", "has 17 tokens: too short for a row of 32: try a smaller --T"),
