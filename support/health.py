@@ -1,6 +1,6 @@
 """
-Is my run normal? Its validation loss beside that of reference runs, and checks for nan. Come here
-when a run prints OUTSIDE the band, or ended because a loss was nan.
+Is my run normal? Its validation loss is compared with reference runs, and a loss that is nan ends
+the run. Come here when a run prints OUTSIDE the band, or has ended because of a nan.
 """
 import csv
 import json
@@ -18,8 +18,8 @@ SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
 
 def read_reference():
     """
-    Two public full runs of the original recipe, a and b -> dict of lists of float: "step",
-    "val_a", "hella_a", "train_a", "val_b", ...
+    Two public full runs of the original recipe, a and b -> {column: list of float}, with the
+    columns step, val_a, hella_a, train_a, val_b, ...
     """
     with open(asset("reference_curve.csv"), encoding="utf-8") as f:
         rows = list(csv.DictReader(line for line in f if not line.startswith("#")))
@@ -27,7 +27,7 @@ def read_reference():
 
 
 def data_source(data_root):
-    """The dataset that the shards in a directory were made from -> text, "" if unknown"""
+    """The dataset from which the shards in data_root were made -> text, "" if unknown"""
     path = os.path.join(data_root, "meta.json")
     if os.path.exists(path):
         return read_meta(path)["settings"].get("source", "")
@@ -42,13 +42,15 @@ RECIPE = ("total_batch_size", "T", "max_steps", "max_lr", "min_lr", "warmup_step
 
 def public_runs(step, gpt_config, config):
     """
-    For a run with the original recipe on FineWeb-Edu: the expected validation loss, the width of
-    the band around it, and the name of the reference. None for any other run.
+    What the public runs say about this step of a run -> expected validation loss, half the width
+    of the band around it, name of the reference; None unless the run has the original recipe, on
+    the original data
     """
-    lecture = type(config)()  # the defaults are the lecture's
+    original = type(config)()  # the defaults are the original recipe
     if gpt_config != type(gpt_config)():
         return None
-    if any(getattr(config, name, None) != getattr(lecture, name, 0) for name in RECIPE):
+    # finetune.py's settings lack some of these fields: None is not 0
+    if any(getattr(config, name, None) != getattr(original, name, 0) for name in RECIPE):
         return None
     columns = read_reference()
     if step not in columns["step"] or data_source(config.data_root) != SAMPLE_10BT:
@@ -61,9 +63,9 @@ def public_runs(step, gpt_config, config):
 
 def laptop_runs(step, gpt_config, config):
     """
-    The same three values for the laptop preset on input.txt: the mean of ten seeds, and three times
-    their standard deviation. tools/laptop_curve.py writes assets/laptop_curve.json, which also
-    lists the settings that a run must have.
+    The three values for the laptop preset on input.txt: the mean of ten seeds, three times their
+    standard deviation, and the name; None for other runs. assets/laptop_curve.json, written by
+    tools/laptop_curve.py, has the curve and the settings that a run must share.
     """
     with open(asset("laptop_curve.json"), encoding="utf-8") as f:
         curve = json.load(f)
@@ -79,10 +81,10 @@ def laptop_runs(step, gpt_config, config):
 
 
 def compare_to_reference(step, val_loss, gpt_config, config):
-    """The reference loss at this step, and whether val_loss is near it -> text, "" if unknown"""
+    """Is val_loss near the reference at this step? -> text, "" if there is no reference"""
     try:
         known = public_runs(step, gpt_config, config) or laptop_runs(step, gpt_config, config)
-    except (OSError, ValueError, UserError):  # files are missing or damaged: the run goes on
+    except (OSError, ValueError, UserError):  # a missing or damaged reference must not end a run
         known = None
     if known is None:
         return ""
@@ -93,10 +95,10 @@ def compare_to_reference(step, val_loss, gpt_config, config):
 
 def check_numbers(step, loss, norm, recent, scaler, loader, config):
     """
-    End a run whose loss or gradient is nan or infinite: it would never recover. Print a warning
-    when the gradient norm is far above the last hundred norms, which are kept in `recent` (list).
+    End a run whose loss or gradient is nan or infinite, because it would never recover. Warn if the
+    gradient norm is far above the last hundred norms, which are kept in `recent` (list).
     """
-    # An infinite norm is normal in float16: the scaler skips the step and lowers its scale.
+    # with a scaler (float16), an infinite norm is normal: it skips the step and lowers its scale
     if not math.isfinite(loss if scaler.is_enabled() else loss + norm):
         place = ""
         if loader is not None:

@@ -1,6 +1,6 @@
 """
-How good are the answers? Come here to see what a figure means. Shares come with their standard
-error: of two runs that differ by less than that, neither is better.
+How good are the answers of a fine-tuned model? Come here to see what a figure means. Accuracies
+come with their standard error: a difference smaller than that shows nothing.
 """
 import importlib
 import math
@@ -12,8 +12,8 @@ import numpy as np
 
 def accuracy(right):
     """
-    right: is each answer right (list of bool)? -> the share, and its standard error, that of a mean
-    of n independent answers
+    right: is each answer right (list of bool)? -> the share of right answers, and its standard
+    error, sqrt(p (1 - p) / n), which takes the answers as independent
     """
     share = float(np.mean(right))
     return share, math.sqrt(share * (1 - share) / len(right))
@@ -21,8 +21,8 @@ def accuracy(right):
 
 def f1(targets, answers):
     """
-    For two labels, numbered 0 and 1: the harmonic mean of precision and recall for label 1. Where
-    one label is rare, accuracy looks good without finding it once; F1 does not.
+    For two labels, 0 and 1: the harmonic mean of precision and recall for label 1. If label 1 is
+    rare, a model that never finds it has a high accuracy, but an F1 of 0.
     """
     from sklearn.metrics import f1_score
     return float(f1_score(targets, answers, pos_label=1, zero_division=0))
@@ -30,8 +30,8 @@ def f1(targets, answers):
 
 def correlations(targets, scores):
     """
-    Spearman's and Pearson's correlation -> two floats: does the order agree, and is the relation a
-    straight line? 0 where all scores are the same: they say nothing.
+    Spearman's correlation (does the order agree?) and Pearson's (is the relation a straight line?)
+    -> two floats. Both are 0 if all scores are equal: then there is no order.
     """
     from scipy.stats import pearsonr, spearmanr
     if len(set(targets)) < 2 or len(set(scores)) < 2:
@@ -42,13 +42,14 @@ def correlations(targets, scores):
 
 def own_ranks(similarities, query_keys, passage_keys):
     """
-    At which place does each query find its own passage? similarities (n, n): query i to passage j,
-    passage i being its own. keys (lists of n numbers): texts that are alike have the same. Another
-    passage for the same query, or the same passage once more, is as right as its own, so it does
-    not count against it. -> ranks (n,), from 1 on; those with the same similarity share the mean
+    The rank of each query's own passage among all passages -> (n,), 1 for the most similar one.
+    Passages that are equally similar share the mean of their ranks.
+        similarities  (n, n), query i to passage j; passage i is query i's own
+        keys          lists of n texts or numbers, equal for equal texts. Another passage for the
+                      same query, or another copy of the passage, is right, too: it is left out
     """
     similarities = np.asarray(similarities)
-    numbers = {}  # of each text: an array of texts would be as wide as the longest
+    numbers = {}  # text -> number: in an array of texts, each would be as wide as the longest
     query_keys = np.array([numbers.setdefault(key, len(numbers)) for key in query_keys])
     passage_keys = np.array([numbers.setdefault(key, len(numbers)) for key in passage_keys])
     own = similarities.diagonal()[:, None]
@@ -62,8 +63,8 @@ def own_ranks(similarities, query_keys, passage_keys):
 
 def search_quality(ranks):
     """
-    Ranks of the right passages -> {"recall@1", "recall@10": how often it is among the first, "mrr":
-    the mean of 1 / rank}
+    Ranks of the right passages -> {"recall@1", "recall@10": share of queries whose passage comes
+    first, or among the first ten; "mrr": mean of 1 / rank}
     """
     ranks = np.asarray(ranks)
     return {"recall@1": float(np.mean(ranks <= 1)), "recall@10": float(np.mean(ranks <= 10)),
@@ -71,14 +72,15 @@ def search_quality(ranks):
 
 
 def words(text):
-    """What BM25 counts: words in small letters, without the signs between them."""
+    """A text -> its words in lower case, without punctuation (list of str)"""
     return re.findall(r"\w+", text.lower())
 
 
 def bm25(queries, passages):
     """
-    What a search that counts words says (Robertson and Zaragoza 2009): a rare word that both have
-    tells more than a frequent one, a long passage counts less. -> similarities (queries, passages)
+    Search by counting shared words (BM25, Robertson and Zaragoza 2009): a rare word weighs more
+    than a frequent one, and a word in a short passage more than in a long one
+    -> similarities (number of queries, number of passages)
     """
     from rank_bm25 import BM25Okapi
     documents = [words(passage) for passage in passages]
@@ -89,7 +91,7 @@ def bm25(queries, passages):
 
 
 def import_libraries(names):
-    """What the figures of a task need: if it is missing, say so before training and not after."""
+    """Import the libraries that a task's metrics use: if one is missing, say so before training."""
     for name in names:
         importlib.import_module(name)
 
@@ -97,7 +99,7 @@ def import_libraries(names):
 # --- the figures of a task ------------------------------------------------------------------------
 
 def of_labels(targets, answers, labels):
-    """Numbers of the right labels and of the predicted ones (lists of int) -> {metric: value}"""
+    """Right and predicted labels, as numbers (lists of int) -> {metric: value}"""
     share, error = accuracy([a == b for a, b in zip(targets, answers, strict=True)])
     found = {"accuracy": share, "error": error}
     if len(labels) == 2:
@@ -113,24 +115,24 @@ def of_scores(targets, scores):
 
 def of_search(similarities, text_numbers):
     """
-    similarities (n, n), query i to passage j; text_numbers: for each pair one of its query and one
-    of its passage, equal for equal texts -> {metric: value}
+    similarities (n, n), query i to passage j; text_numbers: (query's number, passage's number) for
+    each pair, equal for equal texts -> {metric: value}
     """
     query_numbers, passage_numbers = zip(*text_numbers, strict=True)
     return search_quality(own_ranks(similarities, query_numbers, passage_numbers))
 
 
-# --- baselines: what is reached without a model, to compare each result with ----------------------
+# --- baselines: results without a model -----------------------------------------------------------
 
 def majority_baseline(train, val, labels):
-    """Always the most frequent answer of train; train, val: lists of labels -> a line"""
+    """Always answer with train's most frequent label. train, val: lists of labels -> a line"""
     answer = Counter(train).most_common(1)[0][0]
     line = f"baseline: always {answer!r} is right for {val.count(answer) / len(val):.1%} of val"
-    return line + (f"; f1 is that of the label {labels[1]!r}" if len(labels) == 2 else "")
+    return line + (f"; f1 is for the label {labels[1]!r}" if len(labels) == 2 else "")
 
 
 def search_baseline(queries, passages):
-    """Chance, and counting words (BM25); passages[i] answers queries[i] -> a line"""
+    """Guess, or count words (BM25). passages[i] answers queries[i] -> a line"""
     ranks = own_ranks(bm25(queries, passages), queries, passages)
     text = ", ".join(f"{name} {value:.4f}" for name, value in search_quality(ranks).items())
     return (f"baseline: among {len(queries)} passages chance finds the right one first with "

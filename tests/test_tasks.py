@@ -114,4 +114,4 @@ def test_labels(tmp_path):
     assert "have the label 1" in refusal(find_labels, items(1, 1), items(1), "t", "v")
     assert "once as a number and once as a text" in refusal(find_labels, items(1, "1"), items(1), "t", "v")
     assert majority_baseline([1, 1, 2], [1, 2, 2, 2], [1, 2]) == (
-        "baseline: always 1 is right for 25.0% of val; f1 is that of the label 2")
+        "baseline: always 1 is right for 25.0% of val; f1 is for the label 2")
