@@ -1,6 +1,6 @@
 """
-From the words of a command to token ids: prompts, and the tokenizer of a model that reads them.
-Come here when a prompt is refused.
+A prompt on a command line becomes token ids, with the tokenizer of the model that reads it. Come
+here when a prompt is refused.
 """
 import sys
 
@@ -10,8 +10,8 @@ from support.tokenizer import load_tokenizer
 
 def read_tokenizer(saved):
     """
-    saved: what load_model returns (dict) -> the tokenizer of this language model. Raises UserError
-    for a model that is tuned for a task, and for a tokenizer that belongs to another model.
+    saved (dict), as load_model returns it -> the tokenizer of this language model. UserError if the
+    model is tuned for a task, or if the tokenizer belongs to another model.
     """
     path = saved["path"]
     if "task" in saved:
@@ -27,9 +27,8 @@ def read_tokenizer(saved):
 
 def read_prompt(text):
     """
-    The prompt on a command line -> the prompt itself: `text`, or the contents of a file (@name) or
-    of stdin (-), without the newline that editors add at the end. Raises UserError if the file
-    cannot be read.
+    The text itself, or the contents of a file (@name) or of stdin (-), without the newline that
+    editors add at the end. UserError if the file cannot be read.
     """
     if text == "-":
         return sys.stdin.read().removesuffix("\n")
@@ -44,16 +43,7 @@ def read_prompt(text):
 
 
 def tokenize(tokenizer, text):
-    """
-    A prompt -> its ids (list). An empty prompt is the beginning of a document, <|endoftext|>;
-    UserError if the tokenizer has no such token.
-    """
+    """A prompt -> its ids (list). An empty one becomes <|endoftext|>, which begins a document."""
     # typed bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer knows
     text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    ids = tokenizer.encode(text)
-    if ids:
-        return ids
-    if tokenizer.eot is None:
-        raise UserError("the prompt is empty, and this tokenizer has no <|endoftext|> to start "
-                        "from: give a prompt")
-    return [tokenizer.eot]
+    return tokenizer.encode(text) or [tokenizer.eot]
