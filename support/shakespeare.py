@@ -1,10 +1,10 @@
 """
-The speeches in input.txt as the items of a task, so that the first command works without a file of
-one's own. Come here to see what --demo learns from.
+The speeches in input.txt as the items of a fine-tuning task, so that you can try one without a file
+of your own. Come here to see what --demo learns from.
 
-    classify  which of the nine plays is a speech from?
-    embed     a speech and the one that answers it
-    choose    four speeches: which one answers?
+    classify  which of the nine plays is this speech from?
+    embed     which speech answers this one?
+    choose    the same question, with four speeches to choose from
 
 The names of the speakers are left out: Romeo's would give the play away.
 """
@@ -14,7 +14,7 @@ import random
 from support.console import UserError
 
 PATH = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "input.txt")
-# the first words of each play; the file itself does not say where one begins
+# the first words of each play, because input.txt does not say where one begins
 PLAYS = {
     "Coriolanus": "Before we proceed any further, hear me speak.",
     "Richard III": "Now is the winter of our discontent",
@@ -29,9 +29,7 @@ PLAYS = {
 
 
 def read_speeches(path=PATH):
-    """-> list of (play, speech): texts, in the order of the file"""
-    if not os.path.isfile(path):
-        raise UserError(f"there is no {path}, the text of --demo: give a file with --train")
+    """-> list of (play, speech), both str, in the order of the file"""
     with open(path, encoding="utf-8") as f:
         text = f.read()
     speeches = []
@@ -44,14 +42,15 @@ def read_speeches(path=PATH):
         if speech.strip():
             speeches.append((play, speech))
     if openings:
-        raise UserError(f"{path} is not the text that came along: {openings[0][0]} is not in it")
+        raise UserError(f"{path} is not the text of --demo, it lacks {openings[0][0]}: "
+                        "git checkout input.txt")
     return speeches
 
 
 def demo_entries(task, path=PATH):
-    """The speeches as the lines of a file for classify, embed or choose -> list of dicts"""
+    """The speeches as items for classify, embed or choose -> list of dicts, as in a task's file"""
     speeches = read_speeches(path)
-    # each speech and the next one, as long as the play goes on
+    # each speech with the next one of the same play
     pairs = [(first, second) for (play, first), (next_play, second)
              in zip(speeches, speeches[1:], strict=False) if play == next_play]
     if task == "classify":
@@ -64,7 +63,7 @@ def demo_entries(task, path=PATH):
 
 
 def choices(pairs):
-    """Each second speech among three others, in some order -> list of dicts"""
+    """pairs of speeches -> for each one, the answer among three random speeches (list of dicts)"""
     draw = random.Random(0)
     entries = []
     for first, second in pairs:

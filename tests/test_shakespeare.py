@@ -29,8 +29,7 @@ def test_items_of_three_tasks(tmp_path):
 
 
 def test_another_text_is_refused(tmp_path):
-    """No such file, a file without the plays, a task without a demo: one line."""
-    assert "the text of --demo" in refusal(read_speeches, str(tmp_path / "gone.txt"))
+    """A file without the plays, whose labels would be wrong, or a task without a demo: one line."""
     (tmp_path / "other.txt").write_text("A:\nonce\n\nB:\nupon a time\n")
-    assert "Coriolanus is not in it" in refusal(read_speeches, str(tmp_path / "other.txt"))
+    assert "it lacks Coriolanus: git checkout input.txt" in refusal(read_speeches, str(tmp_path / "other.txt"))
     assert "no items for entail" in refusal(demo_entries, "entail")
