@@ -1,6 +1,6 @@
 """
-How kernels are chosen: torch.compile, tried once before a run relies on it, and the kernels of
-attention in evals. Come here when a run goes on without torch.compile.
+The choice of kernels: torch.compile, which is tried once before a run relies on it, and the
+attention of evals. Come here when a run goes on without torch.compile.
 """
 import contextlib
 import threading
@@ -18,8 +18,9 @@ REMIND_S = 30  # seconds between two lines "still compiling"
 
 def compile_model(model):
     """
-    torch.compile(model), which returns at once: the first call of the result compiles. Where
-    PyTorch refuses (its Python is too new), the model itself; compiles_in_all_processes says why.
+    torch.compile(model), which returns at once and compiles in its first call. Where PyTorch
+    refuses (it does not support this Python yet), return the model itself;
+    compiles_in_all_processes will print why.
     """
     try:
         return torch.compile(model)
@@ -29,19 +30,19 @@ def compile_model(model):
 
 def compiles_in_all_processes(model, B, T, process, limit_s):
     """
-    A collective. Compile a model by running its first forward and backward, on zeros of shape
-    (B, T) -> bool. If that fails in any process (no C++ compiler, no Triton, a gap in Dynamo or
-    Inductor), a warning says why, and the model runs without compiling from then on. DDP must not
-    average gradients here, because compiling may fail in one process only. limit_s: seconds to wait
-    for a process that takes longer
+    A collective. Compile the model by running a forward and a backward on zeros of shape (B, T)
+    -> did it work in all processes (bool)? If not (no C++ compiler, no Triton, a gap in Dynamo or
+    Inductor), a warning says why, and all processes run the model uncompiled from then on.
+    limit_s: seconds to wait for a slower process
     """
     error = ""
     x, y = torch.zeros(2, B, T, dtype=torch.long, device=process.device)
+    # DDP would average the gradients, and wait for a process in which compiling has failed
     alone = model.no_sync() if isinstance(model, DDP) else contextlib.nullcontext()
-    name = f"compiling {min_over_processes(time.time())}"  # one time for all processes
+    name = f"compiling {min_over_processes(time.time())}"  # the same in all processes
     with reminders():
         try:
-            torch.compile(model)  # fails where compile_model did
+            torch.compile(model)  # raises what compile_model has hidden
             torch.compiler.set_stance("default")
             with alone, process.autocast:
                 _, loss = model(x, y)
@@ -62,7 +63,7 @@ def compiles_in_all_processes(model, B, T, process, limit_s):
 
 @contextlib.contextmanager
 def reminders():
-    """Print that the run compiles, and twice a minute that it still does, in the first process."""
+    """Say that the run is compiling, and twice a minute that it still is."""
     print0("compiling: about half a minute the first time")
     began, done = time.monotonic(), threading.Event()
 
@@ -78,9 +79,10 @@ def reminders():
 
 def attention_for_any_shape():
     """
-    A context manager for forwards with ever new shapes, as in HellaSwag and generation. On Hopper
-    and later, PyTorch 2.11 and later prefer cuDNN's attention, which makes a plan for each new
-    shape (0.44 s on a B200, says FunASR's issue 3704). Training has one shape and may use cuDNN.
+    A context manager for HellaSwag and generation, where nearly every forward has a new shape.
+    PyTorch 2.11 and later prefer cuDNN's attention on Hopper and later GPUs, and cuDNN makes a plan
+    for each new shape (0.44 s on a B200, according to FunASR's issue 3704). Training has a single
+    shape and may use cuDNN.
     """
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
                         SDPBackend.MATH])

@@ -1,6 +1,6 @@
 """
-The processes of a run: which GPU each takes, how they find each other, their sums, and the signals
-that stop them. Come here when a run hangs at its start, does not stop, or refuses your GPU.
+The processes of a run: which GPU each one takes, how they meet, their sums, and the signals that
+stop them. Come here when a run hangs at its start, does not stop, or refuses your GPU.
 """
 import contextlib
 import ctypes
@@ -25,8 +25,8 @@ from support.console import UserError, is_first_process, one_line, print0
 @dataclass
 class Card:
     """
-    What torch reports about the device of this process. Only find_card asks torch; tests make
-    Cards of their own.
+    The device of this process, as torch describes it. Only find_card asks torch, so tests can
+    pretend to have any card.
     """
     kind: str  # cuda, mps or cpu
     device: torch.device  # where tensors go
@@ -38,8 +38,8 @@ class Card:
 
     def synchronize(self):
         """
-        Wait until the GPU (CUDA's or a Mac's) has finished its queue. Python's signal handlers do
-        not run meanwhile, which is fine: a handler here only notes the signal.
+        Wait until the GPU (CUDA's or a Mac's) has finished what is queued. Signals are handled
+        only after that, which is soon enough.
         """
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
@@ -47,8 +47,8 @@ class Card:
 
 def find_card(name, local_rank, num_processes):
     """
-    name: --device; local_rank: the number of this process on its machine -> Card. Several processes
-    on a machine take a GPU each.
+    name: --device; local_rank: the number of this process on its machine -> Card. Under torchrun
+    each process takes the GPU with its own number.
     """
     best = "cpu"
     if torch.cuda.is_available():
@@ -82,7 +82,7 @@ def find_card(name, local_rank, num_processes):
 
 
 def available_memory(otherwise):
-    """The bytes that Linux can give to a program, which include the page cache -> int"""
+    """Bytes that Linux can give to a program, page cache included -> int; or else `otherwise`"""
     with contextlib.suppress(OSError), open("/proc/meminfo") as f:
         for line in f:
             if line.startswith("MemAvailable:"):  # followed by a number and kB
@@ -91,7 +91,7 @@ def available_memory(otherwise):
 
 
 def check_kernels(card):
-    """UserError unless this PyTorch computes correctly on the GPU. AMD's are not checked."""
+    """UserError if this PyTorch has no code, or wrong code, for the GPU. AMD's are not checked."""
     if card.kind == "mps" and torch.__version__ < (2, 12):
         raise UserError(f"PyTorch {torch.__version__} computes wrong attention on Apple's GPUs: "
                         "pip install --upgrade torch, or add --device=cpu")
@@ -118,7 +118,7 @@ def join_processes(device, shard, timeout_s):
     """
     Find out which process this is, choose its device, and wait at most timeout_s seconds for the
     other processes of the run. device, shard: --device and --shard
-    -> rank, number of processes, Card; the Card's `free` is the least of all processes.
+    -> rank, number of processes, Card (with `free` of the GPU that has the least free memory)
     """
     rank, local_rank, num_processes = read_ranks()
     card = find_card(device, local_rank, num_processes)
@@ -146,7 +146,7 @@ def reduce_over_processes(value, op):
     """A collective. value: a number or a tensor with one number; op: of dist.ReduceOp -> float"""
     if not dist.is_initialized():
         return float(value)
-    # NCCL reduces tensors on the GPU. Python numbers are reduced by gloo, and the GPU works on.
+    # NCCL sums tensors on GPUs; gloo sums Python numbers, without waiting for the GPU
     value = torch.as_tensor(value, dtype=torch.float64)
     dist.all_reduce(value, op)
     return value.item()
@@ -154,9 +154,9 @@ def reduce_over_processes(value, op):
 
 def texts_of_processes(name, text, limit_s):
     """
-    A collective. Each process leaves a text under a name that is used once, and waits for the other
-    texts: up to limit_s seconds, where a sum would wait no longer than --dist_timeout_s
-    -> list of str, by rank. Raises DistStoreError.
+    A collective. Each process passes a text and gets the texts of all -> list of str, by rank. It
+    waits up to limit_s seconds, while a sum would give up after --dist_timeout_s; then it raises
+    DistStoreError. name: a name that was not used before
     """
     if not dist.is_initialized():
         return [text]
@@ -194,11 +194,11 @@ def is_distributed():
 
 def meet(card, timeout_s):
     """
-    Wait at most timeout_s seconds until all processes of the run are here. On GPUs, make a first
-    sum: between some consumer cards the peer-to-peer copies never arrive, or arrive damaged.
+    Wait at most timeout_s seconds for all processes of the run. On GPUs, then try a first sum:
+    between some consumer cards peer-to-peer copies never arrive, or arrive damaged.
     """
-    # NCCL for GPU tensors, gloo for CPU tensors. Without a GPU, gloo alone does everything, so
-    # that distributed training can be tried on a laptop.
+    # NCCL for tensors on GPUs, gloo for tensors on CPUs. Without GPUs gloo does everything, so you
+    # can try distributed training on a laptop
     backend = "cpu:gloo,cuda:nccl" if card.kind == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
 
@@ -210,12 +210,12 @@ def meet(card, timeout_s):
         dist.all_reduce(ones)
         if not (ones == dist.get_world_size()).all():
             raise RuntimeError("the sum is wrong")
-    # PyTorch's own limit comes first and gives a reason; the 5 seconds are for a thread that hangs
+    # PyTorch's own limit ends this with a reason; 5 seconds later we give up without one
     reason = wait_for(first_meeting, timeout_s + 5)
     if reason:
         raise UserError(f"the processes of this run did not meet within "
                         f"--dist_timeout_s={timeout_s}: {reason}", who="me", exit_code=1)
-    # NCCL's own limit would end the process without a line: here ours comes first
+    # at its own limit NCCL would end the process without a line, so our limit is shorter
     reason = wait_for(first_sum, 0.9 * timeout_s) if card.kind == "cuda" else None
     if reason:
         raise UserError(f"the GPUs of this run could not make a first sum within "
@@ -225,8 +225,8 @@ def meet(card, timeout_s):
 
 def wait_for(function, seconds):
     """
-    Call a function of PyTorch that waits in C++, where Ctrl-C has no effect, in a second thread,
-    while this one listens to Ctrl-C -> None, or the reason why it did not return (str)
+    Call a function of PyTorch that waits in C++, where Ctrl-C has no effect. It runs in a second
+    thread, so that this one can be interrupted -> None, or why the function failed (str)
     """
     failure = []
 
@@ -266,7 +266,7 @@ def explain(e, phase, advice):
     The exception that ended a run -> a UserError that explains it, or the exception itself if it is
     a bug. phase, advice: what the run was doing, and what to try if memory ran out there
     """
-    # the GPU's words and the CPU's. A smaller batch is not tried by itself: nobody might notice
+    # the messages of CUDA and of the CPU. (We do not try a smaller batch: it might go unnoticed)
     if "out of memory" in str(e) or "can't allocate memory" in str(e):
         during = f" in {phase}" if phase else ""
         return UserError(f"out of memory{during}: try {advice or 'a smaller --B'}", who="me")
@@ -277,7 +277,7 @@ def explain(e, phase, advice):
 
 @contextlib.contextmanager
 def orderly_end(phase, advice):
-    """Around a program that does not train: explain an exception, leave the process group."""
+    """Wraps a program that does not train: explains exceptions, and leaves the process group."""
     try:
         yield
     except RuntimeError as e:
@@ -301,8 +301,8 @@ class Signal(NamedTuple):
 
 class Signals:
     """
-    Between catch() and restore(), signals that ask a run to stop are only appended to `noted`, and
-    the run stops after its step. A second signal ends the process at once.
+    Between catch() and restore(), the first signal that asks a run to stop is only noted, and the
+    run stops after its step. A second one ends the process at once.
     """
 
     def __init__(self):
@@ -322,8 +322,8 @@ class Signals:
         self.before.clear()
 
     def note(self, number, frame):
-        # on Ctrl-C the terminal sends SIGINT and torchrun, which got the same Ctrl-C, sends
-        # SIGTERM: within a second the two count as one
+        # Ctrl-C under torchrun is two signals: SIGINT from the terminal and SIGTERM from torchrun.
+        # Within a second they count as one
         if self.noted and not (is_distributed() and time.time() - self.noted[0].when < 1):
             os._exit(128 + number)
         self.noted.append(Signal(signal.Signals(number).name, time.time()))
