@@ -34,8 +34,6 @@ import re
 import shlex
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,6 +42,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.console import UserError, one_line, print_beside_bar, print_here, run_program
+from support.hub import explain_status, failures_explained, prepare, reach_dataset
 from support.settings import check_least, check_most, parse
 from support.shard_directory import (check_directory, describe_work, find_meta, is_complete,
                                      lock_part, new_meta, shard_name, summary, write_meta,
@@ -56,6 +55,9 @@ from support.tokenizer import make_tokenizer, read_text
 
 BATCH_BYTES = 256_000  # text that a thread tokenizes at a time
 AHEAD_BYTES = 32_000_000  # text read ahead of the shards: a second or two of work for two cores
+# where the hub cannot be reached
+BY_HAND = ("copy its .parquet files into a folder data, then --files='data/*.parquet' (text of "
+           "your own: --files='data/*.jsonl')")
 
 
 @dataclass(frozen=True)
@@ -134,19 +136,19 @@ def list_files(pattern):
 
 def load_hub(config):
     """The dataset -> list of pieces: its files if it is streamed, else ranges of rows"""
+    prepare()
     from datasets import load_dataset
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        if config.stream and not os.path.exists(config.dataset):
-            # does the hub answer at all? load_dataset would try for half a minute before it fails
-            with contextlib.suppress(urllib.error.HTTPError):  # an error page is an answer
-                urllib.request.urlopen(hub, timeout=30).close()
-        data = load_dataset(config.dataset, name=config.name or None, split="train",
-                            streaming=config.stream)
-    except Exception as e:  # datasets raises many kinds: no network, no such dataset, no space
-        raise UserError(f"cannot load {config.dataset} {config.name} from {hub} ({one_line(e)}): "
-                        "set HF_ENDPOINT to a mirror, or use text of your own with "
-                        "--files='data/*.jsonl'")
+    name = config.name or None
+    is_remote = not os.path.exists(config.dataset)
+    with failures_explained(f"{config.dataset} {config.name}".strip(), BY_HAND):
+        if config.stream and is_remote:
+            reach_dataset(config.dataset, name)
+        try:
+            data = load_dataset(config.dataset, name=name, split="train", streaming=config.stream)
+        except Exception:  # datasets raises many kinds: no network, no such dataset, no space
+            if is_remote:  # --no-stream asks only now: what is in the cache needs no network
+                reach_dataset(config.dataset, name)
+            raise
     # what datasets calls a shard is a piece here: a file, or if all is downloaded a range of rows
     n = data.num_shards if config.stream else min(1000, max(1, len(data)))
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
@@ -164,7 +166,7 @@ def from_library(rows):
         except StopIteration:
             return
         except Exception as e:  # the library's
-            raise OSError(one_line(e)) from e
+            raise OSError(explain_status(e) or one_line(e)) from e
         yield row
 
 

@@ -20,6 +20,7 @@ when something fails, or to learn what a call into support does.
     shards.py          reading shards of tokens, meta.json and the tokenizer beside them
     shard_directory.py writing shards: names, meta.json, locks, resuming, --check
     hellaswag_file.py  downloading HellaSwag, and checking that it is complete
+    hub.py             downloads from Hugging Face's hub or a mirror, and why they fail
     hugging_face.py    GPT-2 in Hugging Face's formats, in and out
     tasks.py           the files of a fine-tuning task, read and checked line by line
     metrics.py         accuracy, F1, correlations, ranks; BM25

@@ -9,6 +9,7 @@ import urllib.request
 
 from support.console import UserError
 from support.files import atomic_write
+from support.hub import failures_explained, reach_dataset
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
@@ -43,7 +44,7 @@ def find_examples(download, data_dir=DATA_DIR):
                 f.write(data)
             return list(read_examples(name))
         except Exception as e:  # no network, no space, no such package: each library has its own
-            reasons.append(f"{type(e).__name__}: {e}")
+            reasons.append(str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}")
     print(f"warning: no HellaSwag in this run: {'; second source: '.join(reasons)}", flush=True)
     return []
 
@@ -71,12 +72,10 @@ def download_from_authors():
 
 def download_from_hub():
     """Hugging Face's copy, Rowan/hellaswag -> the bytes of a .jsonl file. Raises exceptions."""
-    # check first that the site can be reached: the library would try six times, for half a minute
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    page = f"{hub}/datasets/Rowan/hellaswag/resolve/main/README.md"
-    urllib.request.urlopen(page, timeout=30).close()
-    from datasets import load_dataset
-    rows = load_dataset("Rowan/hellaswag", split="validation")
+    with failures_explained("Rowan/hellaswag", f"copy hellaswag_val.jsonl into {DATA_DIR}/"):
+        reach_dataset("Rowan/hellaswag")
+        from datasets import load_dataset
+        rows = load_dataset("Rowan/hellaswag", split="validation")
     if len(rows) != NUM_ITEMS:
         raise OSError(f"Rowan/hellaswag has {len(rows)} items, not {NUM_ITEMS:,}")
     examples = [{"ctx": row["ctx"], "endings": row["endings"], "label": int(row["label"])}

@@ -12,6 +12,7 @@ import torch
 
 from support.console import UserError, one_line, print0
 from support.files import asset
+from support.hub import download, failures_explained, prepare
 from support.tokenizer import GPT2Tokenizer, identify
 
 # our GPT is a GPT-2 with exactly these values in its config
@@ -27,8 +28,8 @@ def read_gpt2(name):
     name: a directory, or gpt2 ... gpt2-xl on the hub -> transformers' GPT2LMHeadModel in float32.
     UserError if the directory is damaged or contains a model that our GPT cannot express.
     """
-    from transformers import AutoConfig, GPT2LMHeadModel
     folder = find_folder(name)
+    from transformers import AutoConfig, GPT2LMHeadModel
     try:
         with quiet_transformers():
             # trust_remote_code=False: Python files in a directory are never run
@@ -47,15 +48,14 @@ def read_gpt2(name):
 
 def find_folder(name):
     """A directory, or gpt2 ... gpt2-xl, downloaded from the hub -> the path of a directory"""
+    prepare()
     if os.path.isdir(name):
         return name
-    from huggingface_hub import snapshot_download
-    try:
-        return snapshot_download(f"openai-community/{name}",
-                                 allow_patterns=["config.json", "model.safetensors"])
-    except Exception as e:  # huggingface_hub's, of many kinds: no network, no space, ...
-        raise UserError(f"cannot download {name}: {one_line(e)}: set HF_ENDPOINT to a mirror, or "
-                        "give a directory")
+    model, files = f"openai-community/{name}", ["config.json", "model.safetensors"]
+    by_hand = (f"copy {' and '.join(files)} of {model} into a directory DIR, and type DIR instead "
+               f"of {name} (--init_from=DIR)")
+    with failures_explained(name, by_hand):
+        return download(model, files)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ import numpy as np
 
 from support.console import UserError, one_line
 from support.files import asset
+from support.hub import download, failures_explained
 
 # --------------------------------------------------------------------------------------------------
 # 1 tokenizers
@@ -297,11 +298,9 @@ def fetch_tokenizer(name):
         raise UserError(f"--tokenizer={name}: neither gpt2, char, bpe:8000, a tokenizer.json nor "
                         "a hub name such as Qwen/Qwen2-1.5B")
     if not os.path.isfile(path):
-        from huggingface_hub import hf_hub_download
-        try:
-            path = hf_hub_download(name, "tokenizer.json")
-        except Exception as e:  # huggingface_hub's: no network, no such model or file
-            raise UserError(f"cannot load the tokenizer {name}: {one_line(e)}")
+        by_hand = "copy its tokenizer.json to this directory, then --tokenizer=tokenizer.json"
+        with failures_explained(f"the tokenizer {name}", by_hand):
+            path = os.path.join(download(name, ["tokenizer.json"]), "tokenizer.json")
     with open(path, encoding="utf-8") as f:
         return f.read()
 

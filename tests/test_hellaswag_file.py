@@ -24,14 +24,15 @@ def published(monkeypatch):
 
 @pytest.fixture
 def internet(monkeypatch):
-    """internet(data) is what every address sends from now on, and nothing at all before."""
+    """internet(data) is what the authors' address sends from now on, and nothing at all before."""
     reply = {}
 
-    def urlopen(url, timeout):
+    def urlopen(url, timeout=30):
         if not reply:
             raise OSError("no route to host")
         return io.BytesIO(reply["data"])
     monkeypatch.setattr(hellaswag_file.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(hellaswag_file, "reach_dataset", urlopen)
     return lambda data: reply.update(data=data)
 
 
@@ -67,8 +68,9 @@ def test_a_download_is_checked_before_it_is_kept(sent, tmp_path, published, inte
 def test_no_network_is_one_warning(tmp_path, internet, capsys):
     """A run goes on without HellaSwag, and says why; no half a file is left."""
     assert find_examples(download=True, data_dir=str(tmp_path)) == []
-    assert capsys.readouterr().out == ("warning: no HellaSwag in this run: OSError: no route to host; second source: "
-                                       "OSError: no route to host\n")
+    assert capsys.readouterr().out == (
+        "warning: no HellaSwag in this run: OSError: no route to host; second source: cannot load Rowan/hellaswag: "
+        "OSError: no route to host: try again, or copy hellaswag_val.jsonl into hellaswag/\n")
     assert list(tmp_path.iterdir()) == []
 
 
