@@ -10,6 +10,7 @@ the exit code is 2. Any other exception is a bug: Python prints its traceback, a
 import os
 import signal
 import sys
+import textwrap
 import time
 
 from tqdm import tqdm
@@ -90,8 +91,15 @@ def progress(batches, what, if_slow):
 
 
 def one_line(error, length=150):
-    """The error of another library, whose text may fill pages -> "OSError: no such file"."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:length]
+    """
+    The error of another library, whose text may fill pages -> "OSError: no such file". A long text
+    is cut after a sentence; one long sentence is cut between words, and ends in "...".
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if len(text) <= length:
+        return text
+    sentences = text[:length].rpartition(". ")[0]
+    return sentences or textwrap.shorten(text, length, placeholder=" ...")
 
 
 def say(error):

@@ -7,7 +7,7 @@ import pytest
 from small_runs import ROOT
 
 from support import console
-from support.console import UserError, print0, progress, say
+from support.console import UserError, one_line, print0, progress, say
 
 
 def run(code, shell="", **env):
@@ -31,6 +31,19 @@ def run(code, shell="", **env):
 ])
 def test_an_error_is_one_line_and_an_exit_code(raised, code, err):
     assert run(f"def program(argv):\n    raise {raised}\nrun_program(program)") == (code, "", err)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("no such file", "OSError: no such file"),
+    ("Too many\n  requests. " + "We had to limit your address. " * 9,
+     "OSError: Too many requests" + ". We had to limit your address" * 4),
+    ("size mismatch: " + "transformer.wte.weight, " * 9,
+     "OSError: size mismatch:" + " transformer.wte.weight," * 5 + " ..."),
+    ("x" * 200, "OSError: ..."),
+], ids=["short", "sentences", "one long sentence", "no words"])
+def test_the_error_of_a_library_is_cut_between_sentences(text, said):
+    """Never within one, where the rest could say the opposite. A sentence that is too long ends in dots."""
+    assert one_line(OSError(text)) == said and len(said) <= 150
 
 
 def test_a_bug_shows_its_traceback():
