@@ -114,20 +114,16 @@ def failures_explained(what, by_hand):
         yield
     except ModuleNotFoundError:  # run_program names the package
         raise
-    except Exception as e:  # huggingface_hub's and datasets', of many kinds
-        raise UserError(f"cannot load {what}: {explain(e, by_hand)}") from e
-
-
-def explain(error, by_hand):
-    """The exception of a download -> what happened, and what to do"""
-    if isinstance(error, SilentHost):
+    except SilentHost as e:
         mirror = "try another" if "HF_ENDPOINT" in os.environ else "set HF_ENDPOINT to a"
-        return f"{error}: {mirror} mirror, or {by_hand}"
-    return explain_status(error) or f"{one_line(error)}: try again, or {by_hand}"
+        raise UserError(f"cannot load {what}: {e}: {mirror} mirror, or {by_hand}") from e
+    except Exception as e:  # huggingface_hub's and datasets', of many kinds
+        reason = explain_status(e) or f"{one_line(e)}: try again, or {by_hand}"
+        raise UserError(f"cannot load {what}: {reason}") from e
 
 
 def explain_status(error):
-    """The status that a host has answered with, as a line; None if something else has failed."""
+    """An exception -> the host's error status and what to do about it; None if there is none"""
     while error is not None:
         reply = getattr(error, "response", None)  # huggingface_hub's exceptions have one
         reply = error if reply is None else reply
