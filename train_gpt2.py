@@ -15,7 +15,7 @@ Contents
     2 the settings      TrainConfig, PRESETS
     3 the data          DataLoaderLite
     4 many GPUs         Process, setup_distributed, wrap_model
-    5 the evals         bytes_per_token, evaluate_val_loss, evaluate_hellaswag, print_samples
+    5 the evals         evaluate_val_loss, evaluate_hellaswag, print_samples
     6 training          get_lr, and main: the set-up, then the loop with THE STEP
 
 The plumbing is in support/. One object from there appears all through main: `run` keeps the log and
@@ -51,7 +51,6 @@ from support.processes import join_processes, sum_over_processes
 from support.prompts import read_tokenizer
 from support.run import Run
 from support.sharding import shard_model
-from support.tokenizer import count_bytes
 
 # --------------------------------------------------------------------------------------------------
 # 1 the model
@@ -483,16 +482,6 @@ def count_val_rows(loader, config):
     return min(config.val_tokens, loader.num_tokens - 1) // config.T  # the last has no target
 
 
-def bytes_per_token(tokenizer, loader, config):
-    """
-    How many bytes of text a token of the validation stands for, on average. A loss in nats per
-    token depends on the tokenizer. Divided by this, and by ln 2, it is in bits per byte, and models
-    with different tokenizers can be compared.
-    """
-    num_targets = count_val_rows(loader, config) * config.T
-    return count_bytes(tokenizer, loader.read_tokens(1, num_targets)) / num_targets
-
-
 @torch.no_grad()
 def evaluate_val_loss(raw_model, loader, config, process, run):
     """Mean loss over the first val_tokens tokens of the split, in nats per token -> float"""
@@ -622,7 +611,8 @@ def main(gpt_config, config, max_B, saved, data, run):
     # B was chosen to divide the batch
     grad_accum_steps = config.total_batch_size // (B * config.T * process.num_processes)
     print_choices(config, grad_accum_steps, process, train_loader, data.tokenizer)
-    nats_to_bits_per_byte = 1 / (math.log(2) * bytes_per_token(data.tokenizer, val_loader, config))
+    # nats per token depend on the tokenizer; in bits per byte of text any two models compare
+    val_bytes_per_token = data.val_bytes_per_token(count_val_rows(val_loader, config) * config.T)
     items = hellaswag.load_items_in_all_processes(data.tokenizer) if config.hellaswag else []
     # opens the log; with --resume it also restores moments, scaler and position
     start_step = run.restore(config, process, data.tokenizer, train_loader, raw_model, optimizer,
@@ -638,7 +628,7 @@ def main(gpt_config, config, max_B, saved, data, run):
         if is_last or is_due(step, config.eval_every):
             with run.phase("validation", if_out_of_memory="a smaller --B"):
                 val = evaluate_val_loss(raw_model, val_loader, config, process, run)
-                run.log(step, val=val, bpb=val * nats_to_bits_per_byte)
+                run.log(step, val=val, bpb=val / math.log(2) / val_bytes_per_token)
             if items:
                 with run.phase("HellaSwag", if_out_of_memory="--no-hellaswag"):
                     run.log(step, hella=evaluate_hellaswag(raw_model, items, process, run))

@@ -15,7 +15,7 @@ import numpy as np
 
 from support.console import UserError, print0
 from support.files import ASSETS
-from support.tokenizer import gpt2_tokenizer, load_tokenizer, tokenize_file
+from support.tokenizer import count_bytes, gpt2_tokenizer, load_tokenizer, tokenize_file
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")  # of the files that fineweb.py reads
 
@@ -97,6 +97,14 @@ class Data(NamedTuple):
     tokenizer: object
     train: list  # arrays of token ids; one after the other they are the stream
     val: list
+
+    def val_bytes_per_token(self, n):
+        """How many bytes of text the first n targets of the validation stand for, on average"""
+        parts, missing = [], n + 1  # tokens 0 to n, of which the first is no target
+        for shard in self.val:
+            parts.append(np.asarray(shard[:missing]))
+            missing -= len(parts[-1])
+        return count_bytes(self.tokenizer, np.concatenate(parts)[1:]) / n
 
 
 def load_data(data_root, tokenizer_name, T, start=None):
