@@ -292,7 +292,7 @@ def change_setting(line, config, context, generator):
     if name not in CHAT_SETTINGS or not value:
         for setting in CHAT_SETTINGS:
             print(f"/{setting} {getattr(config, setting)}")
-        print("/new forgets the text so far; an empty line lets the model continue")
+        print("/new forgets the text so far; an empty line lets the model continue; /quit leaves")
         return config
 
     current = getattr(config, name)
@@ -321,19 +321,19 @@ def read_line(at_terminal):
 
 
 def chat(name, config):
-    """Read a line, let the model continue the text so far, and so on, until stdin ends."""
+    """Read a line, let the model continue the text so far, and so on, until /quit."""
     model, tokenizer, process = load(name, config)
     generator = torch.Generator(process.device).manual_seed(config.seed)
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print("The model continues what you type. Ctrl-C stops it, Ctrl-D leaves, /help lists what "
-              "you can change.")
+        print("The model continues what you type. Ctrl-C stops it, /quit or Ctrl-D leaves, /help "
+              "lists what you can change.")
         with contextlib.suppress(ImportError):
             # with readline, input() lets you edit the line and recall older ones
             import readline  # noqa: F401
 
     context = []
-    while (line := read_line(at_terminal)) is not None:
+    while (line := read_line(at_terminal)) not in (None, "/quit"):
         try:
             if line.startswith("/"):
                 config = change_setting(line, config, context, generator)

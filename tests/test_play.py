@@ -332,6 +332,14 @@ def test_chat_through_a_pipe(checkpoint, tmp_path):
     assert "/temperature 0.0\n/top_k 50\n" in result.stdout and "no 'µ'" in result.stderr and "> " not in result.stdout
 
 
+def test_quit_leaves_the_chat(checkpoint, monkeypatch, capsys):
+    """/quit ends it before the next line is read."""
+    lines = iter(["/quit", "the king"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    play.main(["chat", checkpoint, "--device=cpu"])
+    assert next(lines) == "the king"
+
+
 def test_ctrl_c_stops_the_answer_only(checkpoint, monkeypatch, capsys):
     """What has been said stays part of the conversation, and the next line is read."""
     def stream(model, idx, *args, **kwargs):
