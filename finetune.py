@@ -34,6 +34,7 @@ Letters in shapes
 import math
 import os
 import random
+import shlex
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -801,12 +802,28 @@ def main(plan, run):
 
         loss = sum_over_processes(loss_accum / process.num_processes)
         run.log(step, train=loss, lr=lr, norm=norm.item(), dt=dt)
-    if run.last_save_failed:
-        return
-    if task.name == "embed":
-        print0(f'next: python finetune.py search {config.log_dir} passages.jsonl "a question"')
+    if not run.last_save_failed:
+        print_next(task.name, config)
+
+
+DEMO_ITEMS = {  # shell commands that write something to try a model of --demo on
+    "classify": """echo '{"text": "My kingdom for a horse!"}' > demo.jsonl; """,
+    "choose": """echo '{"ctx": "Who is there?", "endings": ["A friend.", "At noon."]}' """
+              "> demo.jsonl; ",
+    "embed": """printf '{"passage": "%s"}\\n' "A friend." "At noon, my lord." > demo.jsonl; """,
+}
+
+
+def print_next(task_name, config):
+    """What to type after a run. After --demo the line can be pasted as it is."""
+    write, path, question = "", "items.jsonl", "a question"
+    if config.demo:
+        write, path, question = DEMO_ITEMS[task_name], "demo.jsonl", "Who is there?"
+    log_dir = shlex.quote(config.log_dir)
+    if task_name == "embed":
+        print0(f'next: {write}python finetune.py search {log_dir} {path} "{question}"')
     else:
-        print0(f"next: python finetune.py predict {config.log_dir} items.jsonl")
+        print0(f"next: {write}python finetune.py predict {log_dir} {path}")
 
 
 # --------------------------------------------------------------------------------------------------

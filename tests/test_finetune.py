@@ -578,8 +578,15 @@ def test_the_demo_needs_nothing(task, tmp_path, monkeypatch, capsys):
     some = tasks.demo_entries(task)[::70]
     monkeypatch.setattr(tasks, "demo_entries", lambda name: some)
     finetune.run([task, "--demo", *QUICK])
-    assert "a model of the laptop's shape with random weights" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a model of the laptop's shape with random weights" in out
     assert (tmp_path / "tuned" / "log.txt").exists()
+    # its last line can be pasted: it writes a file, then asks the model
+    line = out.splitlines()[-1].removeprefix("next: ")
+    line = line.replace("python finetune.py", f"{sys.executable} {ROOT}/finetune.py")
+    result = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert ("A friend." in result.stdout if task == "embed" else (tmp_path / "answers.jsonl").exists()), line
 
 
 # --- a tuned model at work ------------------------------------------------------------------------
