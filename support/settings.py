@@ -150,6 +150,10 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
 
 def refuse(message):
     """What argparse calls when it does not understand a command line."""
+    if "--tokenizer: invalid choice" in message:  # shards may have any tokenizer, a text two
+        name = message.split("'")[1]
+        raise UserError(f"{message}. Another one makes shards first: python fineweb.py "
+                        f"--files=input.txt --tokenizer={name} --out=shards")
     raise UserError(f"{message} (--help lists the flags)")
 
 

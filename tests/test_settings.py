@@ -58,6 +58,12 @@ def test_a_slip_is_one_line_that_says_what_is_wrong(argv, said):
     assert said in refusal(parse, argv, "", Oven)
 
 
+def test_a_tokenizer_for_shards_names_the_program_that_makes_them():
+    """A text file is read with gpt2 or char; any other tokenizer is trained, or fetched, by fineweb.py."""
+    line = refusal(resolve, "--preset=laptop", "--tokenizer=bpe:300")
+    assert line.endswith("python fineweb.py --files=input.txt --tokenizer=bpe:300 --out=shards")
+
+
 def test_a_dash_is_as_good_as_an_underscore():
     flags = ["--max-steps=3", "--no-hellaswag", "--val_tokens", "64"]
     assert parse(flags, "", TrainConfig, presets=PRESETS) == {"max_steps": 3, "hellaswag": False, "val_tokens": 64}
