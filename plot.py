@@ -9,10 +9,12 @@ A run is named by its --log_dir or by its log.txt. No model is loaded. It needs 
 
 Contents
     1 reading runs      Run, read_run, read_runs, check_comparable
-    2 drawing           draw_stream, draw_run, draw_public_runs, draw_openai, loss_limits
+    2 drawing           draw_stream, draw_run, draw_laptop_band, draw_public_runs, draw_openai,
+                        loss_limits
     3 the picture       draw, save
     4 the command line  PlotConfig, main
 """
+import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support.console import UserError, run_program
-from support.files import atomic_write
+from support.files import asset, atomic_write
 from support.health import read_reference
 from support.runlog import read_log
 from support.settings import parse
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     log: dict  # {stream: {step: value}}
     tokenizer: str  # its name
     tokens_a_step: int
+    settings: dict  # and the number of tokens it trains on; {} without settings.json
 
 
 def read_run(path):
@@ -50,7 +53,10 @@ def read_run(path):
     default = "unknown" if has_settings else "gpt2"
     tokenizer = settings.get("tokenizer", {}).get("name", default)
     tokens_a_step = settings.get("train_config", {}).get("total_batch_size", TOKENS_A_STEP)
-    return Run(path, os.path.basename(folder), log, tokenizer, tokens_a_step)
+    values = {}
+    for part in ("config", "train_config", "stream"):
+        values.update(settings.get(part, {}))
+    return Run(path, os.path.basename(folder), log, tokenizer, tokens_a_step, values)
 
 
 def read_runs(paths):
@@ -114,6 +120,22 @@ def draw_run(axes, run, colour, tokens):
     draw_stream(axes[-1], run.log.get("hella", {}), scale, 1, "o-", **thick, label=run.name)
 
 
+def draw_laptop_band(ax, runs, tokens):
+    """If a run is the laptop preset's: where the validation losses of ten seeds were, in gray."""
+    with open(asset("laptop_curve.json"), encoding="utf-8") as f:
+        curve = json.load(f)
+    # nine tenths of input.txt, the tokens it trains on: on another text the losses are others
+    settings = {**curve["settings"], "tokens": curve["bytes"] * 9 // 10}
+    for run in runs:
+        if all(run.settings.get(name) == value for name, value in settings.items()):
+            scale = run.tokens_a_step / 1e6 if tokens else 1
+            x = [int(step) * scale for step in curve["val"]]
+            mean, spread = np.transpose(list(curve["val"].values()))
+            ax.fill_between(x, mean - 3 * spread, mean + 3 * spread, color="black", alpha=0.15,
+                            linewidth=0, label="validation, ten seeds")
+            return
+
+
 def draw_public_runs(axes, tokens):
     """Draw two runs of the original recipe that others have published, in black."""
     loss_ax, hella_ax = axes
@@ -175,6 +197,7 @@ def draw(runs, reference, tokens):
     axes = grid[0]
     for i, run in enumerate(runs):
         draw_run(axes, run, COLOURS[i % len(COLOURS)], tokens)
+    draw_laptop_band(axes[0], runs, tokens)
     if reference:
         draw_public_runs(axes, tokens)
     if with_hellaswag:

@@ -1,4 +1,5 @@
 """Facts about plot.py: which runs it reads, what a legend calls them, which files it writes."""
+import json
 import os
 import struct
 import subprocess
@@ -63,6 +64,18 @@ def test_a_diverged_run_is_drawn(plot_log, tmp_path):
         f.write("2 train 1e29\n3 train 3.4e38\n4 train inf\n5 train nan\n5 val nan\n")
     plot.main([path, f"--out={tmp_path / 'p.png'}"])
     assert size(tmp_path / "p.png") == (850, 400)
+
+
+def test_the_laptops_run_stands_in_the_band_of_ten_seeds(plot_log):
+    """The same settings, whatever the seed: a gray band. Another learning rate, or another text: none."""
+    pytest.importorskip("matplotlib")
+    with open(os.path.join(ROOT, "assets", "laptop_curve.json")) as f:
+        settings = json.load(f)["settings"]
+    for name, changed, tokens, bands in (("a", {"seed": 5}, 1_003_854, 1), ("b", {"max_lr": 1e-3}, 1_003_854, 0),
+                                         ("c", {}, 20_000, 0)):
+        path = plot_log(name, json.dumps({"train_config": {**settings, **changed}, "stream": {"tokens": tokens}}))
+        [ax, *_] = plot.draw(plot.read_runs([path]), reference=False, tokens=False).axes
+        assert [band.get_label() for band in ax.collections] == ["validation, ten seeds"] * bands
 
 
 def test_no_environment_changes_how_we_draw(plot_log, tmp_path):
