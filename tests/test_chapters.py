@@ -3,6 +3,7 @@ The chapters of the history can be listed and measured again, and docs/reading.m
 exercises stay out of the way until they are called.
 """
 import importlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 
 import pytest
 from small_runs import ROOT, read_log
+from tqdm import tqdm
 
 from tools import chapters as tool
 
@@ -76,6 +78,25 @@ def test_a_run_is_told_by_the_mean_of_its_last_ten_steps():
     assert tool.describe(run) == ("124,439,808 parameters; loss 10.0000 at step 0, 6.0000 at 49; mean of the last ten "
                                   "6.500; 1612 ms of CPU a step")
     assert tool.describe(tool.Run("a\nlogits (4, 32)\n", [], None)) == "no steps yet; it prints: logits (4, 32)"
+
+
+def test_a_bar_counts_the_steps(tmp_path):
+    """The program is stopped when the bar is full."""
+    program = "import itertools\nfor i in itertools.count(): print(f'step {i} | loss: {9 - i}.5', flush=True)"
+    with tqdm(total=3, file=io.StringIO()) as bar:
+        run = tool.run_steps(["-c", program], tmp_path, bar)
+    assert run.losses == [9.5, 8.5, 7.5] and bar.n == 3
+
+
+def test_what_is_wrong_in_a_message_is_said_below_it(history):
+    """The first messages have losses of other seeds; beside them stand those of 1337, as recorded."""
+    ends = {run["chapter"]: (run["losses"][0], run["losses"][-1]) for run in read_record() if run["seed"] == 1337}
+    said = {number: re.findall(r"\d+\.\d{4}", text) for number, text in tool.CORRECTIONS.items()}
+    first, last = ([f"{ends[number][i]:.4f}" for number in (8, 9, 10)] for i in (0, 1))
+    assert said == {7: [first[0]], 8: [first[0], last[0]], 9: [first[1], last[1]], 10: [last[2], last[1]],
+                    11: [last[2]]}
+    out = chapters("7").stdout
+    assert "11.0582" in out and out.index("11.0582") < out.index("Today: The loss above") < out.index("Measured now")
 
 
 def test_the_recorded_runs_are_of_this_history(history):
