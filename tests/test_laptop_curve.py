@@ -1,7 +1,9 @@
 """Facts about what is normal for the laptop preset."""
 import json
 import os
+import re
 
+import pytest
 from small_runs import ROOT
 
 from support.health import compare_to_reference
@@ -14,6 +16,17 @@ LAPTOP = ["--preset=laptop", f"--data_root={ROOT}/input.txt"]
 
 def configs(*flags):
     return resolve([*LAPTOP, *flags], "", GPTConfig, TrainConfig, PRESETS, load_model=None)[:2]
+
+
+@pytest.mark.parametrize("page", ["docs/curves.md", "docs/zh/curves.md"])
+def test_the_table_on_the_page_is_that_of_the_curve(page):
+    with open(os.path.join(ROOT, "assets", "laptop_curve.json"), encoding="utf-8") as f:
+        val = json.load(f)["val"]
+    with open(os.path.join(ROOT, page), encoding="utf-8") as f:
+        section = f.read().split("\n## ")[1]
+    rows = re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \|$", section, re.MULTILINE)
+    assert len(rows) == 10
+    assert rows == [(step, f"{val[step][0]:.3f}", f"{3 * val[step][1]:.3f}") for step, *_ in rows]
 
 
 def test_a_run_of_the_preset_is_compared_with_ten_seeds():
