@@ -10,12 +10,11 @@ have a number with a decimal point only if an example of the same section has it
 Contents
     1 the examples   softmax, backward, bpe, attention, heads, stream, layernorm, gelu, variance,
                      logits, tying, adamw, decay, beta2, clipping, autocast, flash, sampling
-    2 the pictures   micro_steps, merges, attention, adamw, variance, sampling
+    2 the pictures   merges, adamw, variance
     3 the pages      fill, stray_numbers, main
 """
 import argparse
 import functools
-import json
 import math
 import os
 import re
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import train_gpt2
 from support.console import UserError, run_program
-from support.files import ASSETS, atomic_write
+from support.files import ASSETS, asset, atomic_write, read_json
 from tools import ROOT
 from tools.pictures import box, line, page, plot, text
 
@@ -41,11 +40,6 @@ def row(label, values, form=".3f", width=18):
     """A label, and values in columns of ten characters. Words are written as they are."""
     cells = (value if isinstance(value, str) else f"{value:{form}}" for value in values)
     return f"{label:<{width}}" + "".join(f"{cell:>10}" for cell in cells)
-
-
-def read_json(name):
-    with open(os.path.join(ASSETS, name), encoding="utf-8") as f:
-        return json.load(f)
 
 
 def softmax():
@@ -250,7 +244,7 @@ def variance():
     shares = [100 * v[0] / v[12] for v in (scaled, unscaled)]
     yield row("share of the embedding, percent", shares, ".2f", 38)
     yield row("logit of the token just read", [own, drowned], ".2f", 38)
-    for name, losses in read_json("concepts.json")["laptop, 500 steps"].items():
+    for name, losses in read_json(asset("concepts.json"))["laptop, 500 steps"].items():
         yield row(f"laptop, 500 steps, {name}", losses, ".2f", 38)
 
 
@@ -268,7 +262,7 @@ def logits():
 
 
 def tying():
-    runs = [*read_json("chapters.json")["runs"], *read_json("concepts.json")["runs"]]
+    runs = [*read_json(asset("chapters.json"))["runs"], *read_json(asset("concepts.json"))["runs"]]
     ends = {(run["chapter"], run["seed"]): sum(run["losses"][-10:]) / 10 for run in runs}
     yield row("", ["seed 1337", "seed 1338"], width=44)
     for name, chapter in (("chapter 9: untied, embedding of std 1", 9),
@@ -441,30 +435,6 @@ EXAMPLES = {f.__name__: f for f in (
 # 2 the pictures, with the pens of tools/pictures.py
 
 
-def bars(x, base, values, labels, scale, looks, width):
-    """Bars side by side on a line, with a label above each"""
-    parts = [line([(x - 8, base), (x + len(values) * (width + 8), base)], "ink")]
-    for i, (value, label) in enumerate(zip(values, labels, strict=True)):
-        left, top = x + i * (width + 8), base - max(value, 0) * scale
-        parts.append(box(left, top, width, abs(value) * scale, looks[i % len(looks)], round=0))
-        parts.append(text(left + width / 2, top - 8, label, "small"))
-    return parts
-
-
-def draw_micro_steps():
-    parts = [text(425, 32, "blue: dloss/dw of this micro-step, divided by 4")]
-    for i, total in enumerate(micro_steps(SAMPLES)):
-        share = next(micro_steps([SAMPLES[i]])) / 4
-        parts += bars(70 + 190 * i, 250, [share, total], [f"{share:+.1f}", f"{total:.1f}"], 46,
-                      ["blue", "orange"], 66)
-        parts.append(text(140 + 190 * i, 310, f"micro-step {i + 1}"))
-    parts.append(text(425, 352, "orange: w.grad after this backward; the last one is the mean over "
-                                "the batch", "small"))
-    return page(374, "Gradients add up over micro-steps",
-                "Four micro-steps add a quarter of their gradient each. The sum is the gradient of "
-                "the mean loss of all four.", parts)
-
-
 def draw_merges():
     made_by = {"".join(pair): (i, pair) for i, (pair, _, _) in enumerate(MERGES, 1)}
     parts, x = [text(425, 30, "the numbers say which merge made a token; _ is a space")], 46
@@ -491,26 +461,6 @@ def draw_merges():
         x += 24
     return page(384, "Merges as trees", "The letters of low, lower and lowest are joined from "
                 "below: l and o first, then lo and w, then what follows.", parts)
-
-
-def draw_attention():
-    weights = attend(Q, K)[2]
-    y = weights @ V
-    parts = [text(425, 32, "bark asks, with its query (2, 0); every key is compared with it")]
-    for i, word in enumerate(WORDS):
-        x, key, value = 165 + 260 * i, K[i].tolist(), V[i].tolist()
-        parts += [
-            box(x - 100, 60, 200, 86, "blue"), text(x, 84, word, "bold"),
-            text(x, 108, "key ({:.0f}, {:.0f})".format(*key), "small"),
-            text(x, 132, "value ({:.0f}, {:.0f})".format(*value), "orange"),
-            f'<polyline points="{x},146 {365 + 60 * i},262" '
-            f'style="stroke-width: {1 + 22 * weights[i]:.1f}"/>',
-            text(x + (115, 40, -115)[i], 180, f"{weights[i]:.3f}", "bold")]
-    parts += [box(255, 262, 340, 62, "orange"),
-              text(425, 288, f"y = ({y[0]:.2f}, {y[1]:.2f})", "bold"),
-              text(425, 312, "the values, weighted", "small")]
-    return page(346, "One row of attention", "The word bark compares its query with the keys of "
-                "dogs, often and bark; the weights mix their values.", parts)
 
 
 def draw_adamw():
@@ -550,21 +500,7 @@ def draw_variance():
                 "scaled, it stays near 0.1.", parts)
 
 
-def draw_sampling():
-    parts = []
-    for i, (name, settings) in enumerate(SAMPLERS.items()):
-        x, base = 30 + 280 * (i % 3), 170 + 210 * (i // 3)
-        probs = next_probs(**settings).tolist()
-        labels = [f"{p:.2f}" if p > 0 else "" for p in probs]
-        parts += bars(x, base, probs, labels, 130, ["blue" if i == 0 else "green"], 40)
-        parts += [text(x + 25 + 48 * j, base + 20, word, "small") for j, word in enumerate(NEXT)]
-        parts.append(text(x + 120, base - 136, name, "bold"))
-    return page(420, "What temperature, top-k and top-p do", "Five candidates with their "
-                "probabilities, under five settings of the sampler.", parts)
-
-
-PICTURES = {f.__name__.removeprefix("draw_"): f for f in (
-    draw_micro_steps, draw_merges, draw_attention, draw_adamw, draw_variance, draw_sampling)}
+PICTURES = {"merges": draw_merges, "adamw": draw_adamw, "variance": draw_variance}
 
 # --------------------------------------------------------------------------------------------------
 # 3 the pages
