@@ -29,6 +29,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import train_gpt2
 from support.console import UserError, run_program
 from support.files import ASSETS, asset, atomic_write, read_json
+from support.health import read_reference
 from tools import ROOT
 from tools.pictures import box, line, page, plot, text
 
@@ -244,8 +245,10 @@ def variance():
     shares = [100 * v[0] / v[12] for v in (scaled, unscaled)]
     yield row("share of the embedding, percent", shares, ".2f", 38)
     yield row("logit of the token just read", [own, drowned], ".2f", 38)
+    expected = [768 * 0.02**2 / v[12] ** 0.5 for v in (scaled, unscaled)]
+    yield row("expected: 768 * 0.02^2 / divisor", expected, ".2f", 38)
     for name, losses in read_json(asset("concepts.json"))["laptop, 500 steps"].items():
-        yield row(f"laptop, 500 steps, {name}", losses, ".2f", 38)
+        yield row(f"loss at step 500, {name}", losses, ".2f", 38)
 
 
 def logits():
@@ -308,6 +311,7 @@ def directions(gradients, beta2):
 def adamw():
     gradients = [4.0, 2.0, 3.0]
     w, m, v, direction = zip(*adam(gradients), strict=True)
+    yield "in each step: m = 0.9 m + 0.1 g    v = 0.95 v + 0.05 g^2"
     yield row("step", ["1", "2", "3"])
     yield row("gradient g", gradients, ".1f")
     yield row("m", m)
@@ -357,6 +361,10 @@ def clipping():
         wrong = sum(direction < 0 for _, _, _, direction in steps)
         short = max(i for i, step in enumerate(steps) if step[3] < 0.9)
         yield f"  {wrong} steps in the wrong direction, {short} steps below 0.9"
+    public = read_reference()
+    norms = [norm for step, norm in zip(public["step"], public["norm_a"], strict=True)
+             if step > 715]
+    yield f"norms of a full 124M run after its warm-up: {min(norms):.2f} to {max(norms):.2f}"
 
 
 def autocast():
@@ -378,8 +386,11 @@ def autocast():
     layer = torch.nn.Linear(2, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(torch.ones(1, 2))
+    y.retain_grad()
     y.sum().backward()
-    yield f"weight {layer.weight.dtype}, output {y.dtype}, weight.grad {layer.weight.grad.dtype}"
+    tensors = {"weight": layer.weight, "output": y, "output.grad": y.grad,
+               "weight.grad": layer.weight.grad}
+    yield ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items())
 
 
 def flash():
@@ -399,9 +410,10 @@ def flash():
         yield f"  sum {total:.3f}    weighted sum of values {out:.3f}    y = {out / total:.3f}"
     y = torch.tensor(scores).softmax(0) @ torch.tensor(values)
     yield f"softmax of all four at once: y = {y:.3f}"
-    rows = 64 * 12 * 1024  # B * nh * T
-    yield (f"one layer of GPT-2, B = 64: weights {rows * 1024 * 2 / 1e9:.2f} GB; "
-           f"one number a row {rows * 4 / 1e6:.1f} MB")
+    rows = 64 * 12 * 1024
+    yield "one layer of GPT-2: B * heads * T = 64 * 12 * 1024 rows"
+    yield f"  1024 weights of 2 bytes in each row: {rows * 1024 * 2 / 1e9:.2f} GB"
+    yield f"  one number of 4 bytes for each row: {rows * 4 / 1e6:.1f} MB"
 
 
 NEXT = ["mat", "sofa", "roof", "moon", "of"]
