@@ -4,7 +4,8 @@ with its lines `step stream value`. Come here when a line is missing or appears 
 continued from a checkpoint that you did not expect, or to read a log with a program.
 
     log.txt          one line `step stream value` for each number, appended after each step
-    settings.json    all settings, the number of the run, and the launch that wrote the file
+    settings.json    all settings, the number of the run, the launch that wrote the file, and the
+                     code: commit, diff and command line
     model_00250.pt   a checkpoint after 250 steps (support/checkpoints.py)
     old_.../         files of an earlier run, moved aside: nothing is overwritten
 """
@@ -15,7 +16,10 @@ import math
 import os
 import re
 import secrets
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -106,6 +110,35 @@ def is_restart(log_dir):
     return attempt not in ("", "0") and read_identity(log_dir)[1] == launch()
 
 
+# --- which code is this? --------------------------------------------------------------------------
+
+MOST_DIFF = 100_000  # characters; a longer diff is cut
+
+
+def describe_code(folder=None):
+    """
+    The code in a folder, by default ours -> dict: commit; clean, is every file as in the commit?;
+    diff, the changes since; untracked, Python files that git does not know. Empty without git, or
+    where the folder is not a repository (it may lie inside another one).
+    """
+    folder = folder or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def git(*args):
+        command = ["git", "--no-optional-locks", "-C", folder, *args]
+        return subprocess.run(command, check=True, capture_output=True, timeout=10, text=True,
+                              encoding="utf-8", errors="replace").stdout
+    try:
+        commit, top = git("rev-parse", "HEAD", "--show-toplevel").splitlines()
+        if os.path.realpath(top) != os.path.realpath(folder):
+            return {}
+        diff = git("diff", "--no-ext-diff", "HEAD")
+        untracked = git("ls-files", "--others", "--exclude-standard", "*.py").splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "clean": not diff and not untracked, "diff": diff[:MOST_DIFF],
+            "untracked": untracked[:100]}
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 @dataclass
@@ -175,7 +208,9 @@ def open_log(log_dir, settings, checkpoint, tensorboard):
         else:
             move_aside(log_dir)
         with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
-            json.dump({**settings, "launch": launch()}, f, indent=2)
+            command = shlex.join(["python", *sys.argv])
+            json.dump({**settings, "launch": launch(), "command": command,
+                       "code": describe_code()}, f, indent=2)
         events = None
         if writer:  # purge_step: TensorBoard forgets the steps that will be repeated
             events = writer(log_dir, purge_step=first_step if is_continued else None)

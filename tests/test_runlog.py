@@ -278,3 +278,50 @@ def test_a_launch_on_several_machines_has_no_parent(launched, monkeypatch):
     assert runlog.launch() == f"e {os.getppid()}"
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     assert runlog.launch() == "e"
+
+
+# --- a run carries its code -----------------------------------------------------------------------
+
+@pytest.fixture
+def repository(tmp_path):
+    """A folder with one commit -> pathlib.Path"""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "a.py").write_text("x = 1\n")
+    git = ["git", "-C", str(folder), "-c", "user.name=me", "-c", "user.email=me@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
+def test_the_code_of_a_run(repository):
+    """The commit, and what has changed since: enough to have the same files again. Other untracked files are data."""
+    (repository / "book.txt").write_text("a text to train on\n")
+    code = runlog.describe_code(str(repository))
+    assert len(code.pop("commit")) == 40 and code == {"clean": True, "diff": "", "untracked": []}
+    (repository / "b.py").write_text("y = 1\n")
+    assert not runlog.describe_code(str(repository))["clean"]
+    (repository / "a.py").write_text("x = 2\n")
+    code = runlog.describe_code(str(repository))
+    assert "-x = 1\n+x = 2\n" in code["diff"] and code["untracked"] == ["b.py"]
+    (repository / "a.py").write_text("x = 2\n" * 100_000)
+    assert len(runlog.describe_code(str(repository))["diff"]) == runlog.MOST_DIFF
+
+
+def test_without_git_nothing_is_said_of_the_code(repository, monkeypatch):
+    """Nor of a folder that lies in a repository of something else."""
+    (repository / "unpacked").mkdir()
+    assert runlog.describe_code(str(repository / "unpacked")) == {}
+    assert runlog.describe_code(str(repository.parent)) == {}
+    monkeypatch.setenv("PATH", "")
+    assert runlog.describe_code(str(repository)) == {}
+
+
+def test_the_settings_name_code_and_command(train, tmp_path, monkeypatch):
+    """What was typed, and which files answered."""
+    monkeypatch.setattr(sys, "argv", ["train_gpt2.py", "--preset=laptop", "--data_root=my text.txt"])
+    monkeypatch.setattr(runlog, "describe_code", lambda: {"commit": "abc"})
+    train("log", "--max_steps=1")
+    settings = json.loads((tmp_path / "log" / "settings.json").read_text())
+    assert settings["command"] == "python train_gpt2.py --preset=laptop '--data_root=my text.txt'"
+    assert settings["code"] == {"commit": "abc"}
