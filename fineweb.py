@@ -170,10 +170,21 @@ def from_library(rows):
         yield row
 
 
-def read_rows(piece, start, text_key):
+def text_rows(path, one_text):
+    """
+    A .txt file -> list of rows: the whole file, one document. one_text: it is the whole corpus.
+    Then it has two: its last tenth, which becomes shard 0, and the rest. train_gpt2.py splits a
+    text in the same way, so a run on the text and one on its shards can be compared.
+    """
+    text = read_text(path)
+    cut = int(0.9 * len(text))
+    return [text[cut:], text[:cut]] if one_text else [text]
+
+
+def read_rows(piece, start, text_key, one_text):
     """
     Yield (progress, row) for each row of a piece from index `start` on. progress: how much of the
-    piece has been read, from 0 to 1; row: see Batch.rows
+    piece has been read, from 0 to 1; row: see Batch.rows; one_text: see text_rows
     """
     if not isinstance(piece, str):
         for row in from_library(piece.skip(start)):
@@ -181,8 +192,8 @@ def read_rows(piece, start, text_key):
     elif piece.lower().endswith(".parquet"):
         yield from read_parquet(piece, start, text_key)
     elif piece.lower().endswith(".txt"):
-        if start == 0:  # the whole file is one row
-            yield 1.0, read_text(piece)
+        for row in text_rows(piece, one_text)[start:]:
+            yield 1.0, row
     else:
         size = os.path.getsize(piece)
         with open(piece, "rb") as f:
@@ -217,17 +228,18 @@ def read_parquet(path, start, text_key):
                 row += 1
 
 
-def read_batches(pieces, first_piece, first_row, text_key):
+def read_batches(pieces, first_piece, first_row, text_key, one_text):
     """
     Yield batches of about BATCH_BYTES, beginning at row `first_row` of piece `first_piece`. A batch
-    ends where its piece ends. UserError if a piece cannot be read to its end.
+    ends where its piece ends. one_text: see text_rows. UserError if a piece cannot be read to its
+    end.
     """
     row = first_row  # the first one of the batch
     for i in range(first_piece, len(pieces)):
         name = pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
         rows, size = [], 0
         try:
-            for progress, text in read_rows(pieces[i], row, text_key):
+            for progress, text in read_rows(pieces[i], row, text_key, one_text):
                 rows.append(text)
                 # what is not a text will be rejected; it counts as 100 bytes
                 size += len(text) if isinstance(text, (str, bytes)) else 100
@@ -362,10 +374,11 @@ class ShardWriter:
     tokens, bytes, mended, skipped); support/shard_directory.py makes it.
     """
 
-    def __init__(self, config, meta, tokenizer):
+    def __init__(self, config, meta, tokenizer, one_text):
         self.config = config
         self.meta = meta
         self.tokenizer = tokenizer
+        self.one_text = one_text  # see text_rows
         self.to_skip = meta["position"]["tokens"]
         # Shard 0 is for validation, but a corpus that does not fill two shards has only a tenth of
         # its tokens there. To know which case it is, the buffer first collects two shards.
@@ -429,7 +442,13 @@ class ShardWriter:
     def count_val_tokens(self, n):
         """How many of the first n tokens (two full shards, or a smaller corpus) are validation"""
         shard_size, val_tokens = self.config.shard_size, self.config.val_tokens
-        if n == 2 * shard_size:
+        if self.one_text and val_tokens == 0:  # the first document is the text's last tenth
+            documents = np.flatnonzero(self.buffer[:n] == self.meta["eot"])
+            val_tokens = int(documents[1]) if len(documents) > 1 else n
+            if val_tokens > shard_size:
+                raise UserError(f"--shard_size={shard_size} is less than the validation tenth of "
+                                f"this text: try --shard_size={10 * val_tokens}")
+        elif n == 2 * shard_size:
             return shard_size
         if val_tokens == 0:
             val_tokens = max(1, n // 10)
@@ -476,14 +495,14 @@ class ShardWriter:
 # --------------------------------------------------------------------------------------------------
 # 5 the program
 
-def choose_tokenizer(config, pieces):
+def choose_tokenizer(config, pieces, one_text):
     """
     --tokenizer -> tokenizer. char and bpe:N are made from the whole corpus, not from one part, so
     that all machines get the same tokenizer.
     """
     if config.tokenizer == "char" or config.tokenizer.startswith("bpe:"):
         print_here(f"first, the tokenizer {config.tokenizer} is made from the corpus")
-    batches = read_batches(pieces, 0, 0, config.text_key)
+    batches = read_batches(pieces, 0, 0, config.text_key, one_text)
     # lazy: only char and bpe:N read the corpus, a ready-made tokenizer such as gpt2 does not
     texts = (text for batch in batches for text in parse_batch(batch, config.text_key).texts)
     return make_tokenizer(config.tokenizer, texts)
@@ -524,6 +543,7 @@ def make_shards(config):
         return
     with lock_part(config.out, k, n):
         meta = find_meta(config.out, settings, k, n)  # again: now no other run can change it
+        one_text = files is not None and len(files) == 1 and files[0].lower().endswith(".txt")
         pieces = load_hub(config) if files is None else files
         if len(pieces) < n:
             raise UserError(f"--part={config.part}: the corpus has {len(pieces)} files, and a part "
@@ -531,12 +551,12 @@ def make_shards(config):
         if meta:
             tokenizer = meta_tokenizer(config.out, meta)
         else:
-            tokenizer = choose_tokenizer(config, pieces)
+            tokenizer = choose_tokenizer(config, pieces, one_text)
             meta = new_meta(settings, k, n, tokenizer)
         meta["max_shards"] = config.max_shards  # --check asks whether this part is complete
         check_space(config, meta, files)
         mine = pieces[len(pieces) * (k - 1) // n : len(pieces) * k // n]
-        fill_shards(config, ShardWriter(config, meta, tokenizer), mine)
+        fill_shards(config, ShardWriter(config, meta, tokenizer, one_text), mine)
     report(config, meta, "")
 
 
@@ -544,7 +564,7 @@ def fill_shards(config, writer, pieces):
     """Read, tokenize and write the pieces of this part, from where the last run stopped."""
     meta = writer.meta
     start = meta["position"]
-    batches = read_batches(pieces, start["piece"], start["row"], config.text_key)
+    batches = read_batches(pieces, start["piece"], start["row"], config.text_key, writer.one_text)
     encode = functools.partial(encode_batch, tokenizer=writer.tokenizer, dtype=meta["dtype"],
                                text_key=config.text_key)
     with writer.bar:

@@ -41,6 +41,20 @@ def test_shards_hold_the_documents_in_order(make):
     assert {np.load(path).dtype for path in shards(out)} == {np.dtype("uint16")} and meta["dtype"] == "uint16"
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:300"])
+def test_one_text_is_split_as_training_splits_it(tokenizer, make, tmp_path):
+    """Shard 0 is its last tenth, so that a run on the text and one on its shards measure the same text."""
+    text = "To be, or not to be, that is the question. " * 50
+    (tmp_path / "book.txt").write_text(text)
+    out = make("out", f"--files={tmp_path / 'book.txt'}", f"--tokenizer={tokenizer}", "--shard_size=9999")
+    decode = shards_tokenizer(str(out)).decode
+    val, train = (decode(np.load(path)) for path in shards(out))
+    cut = int(0.9 * len(text))
+    assert val == "<|endoftext|>" + text[cut:] and train == "<|endoftext|>" + text[:cut]
+    line = refusal(make, "small", f"--files={tmp_path / 'book.txt'}", f"--tokenizer={tokenizer}", "--shard_size=9")
+    assert "is less than the validation tenth" in line
+
+
 def write_parquet(path, docs, kind):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = pa.table({"id": range(len(docs)), "text": pa.array(docs, getattr(pa, kind)())})
