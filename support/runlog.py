@@ -141,6 +141,9 @@ def describe_code(folder=None):
 
 # --- writing --------------------------------------------------------------------------------------
 
+READ = ("init_from", "data_root", "model", "train", "val")  # flags for what a run reads
+
+
 @dataclass
 class RunLog:
     """An open log. Only one process writes; the log of the others has no path and does nothing."""
@@ -206,7 +209,7 @@ def open_log(log_dir, settings, checkpoint, tensorboard):
             move_branch_aside(log_dir, first_step)
             drop_lines(path, first_step)
         else:
-            move_aside(log_dir)
+            move_aside(log_dir, settings["train_config"])
         with atomic_write(os.path.join(log_dir, "settings.json"), "w", encoding="utf-8") as f:
             command = shlex.join(["python", *sys.argv])
             json.dump({**settings, "launch": launch(), "command": command,
@@ -229,11 +232,19 @@ def tensorboard_writer():
     return SummaryWriter
 
 
-def move_aside(log_dir):
-    """Move the files of an earlier run, if there are any, into a new directory in log_dir."""
+def move_aside(log_dir, flags):
+    """
+    Move the files of an earlier run, if there are any, into a new directory in log_dir. UserError
+    if this run reads one of them: flags (dict) name it, or log_dir as the run to start from.
+    """
     names = [name for name in os.listdir(log_dir)
              if is_ours(name) and os.path.isfile(os.path.join(log_dir, name))]
     if names:
+        moved = {os.path.realpath(os.path.join(log_dir, name)) for name in ("", *names)}
+        for flag in READ:
+            if flags.get(flag) and os.path.realpath(flags[flag]) in moved:
+                raise UserError(f"{log_dir} holds --{flag}={flags[flag]}, and a new run would move "
+                                f"it aside: try --log_dir={os.path.normpath(log_dir)}2", who="me")
         aside = make_aside(log_dir)
         for name in names:
             os.replace(os.path.join(log_dir, name), os.path.join(aside, name))

@@ -28,6 +28,21 @@ def test_a_new_run_moves_the_old_one_aside(train, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before and "validation loss" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--init_from={log}/model_00002.pt", "--init_from={log}/../log/",
+                                  "--init_from={log}/../link.pt", "--data_root={log}/log.txt"])
+def test_what_a_run_starts_from_is_not_moved_aside(flag, train, tmp_path):
+    """The line names another --log_dir. Otherwise the same command, typed again, would start from its own weights."""
+    log = tmp_path / "log"
+    train("log", "--max_steps=2", "--save_every=2")
+    (tmp_path / "link.pt").symlink_to(log / "model_00002.pt")
+    before = {path: path.read_bytes() for path in log.iterdir()}
+    flag = flag.format(log=log)
+    line = refusal(train, "log", flag, "--max_steps=2", "--max_lr=1e-3", "--T=8", "--block_size=32")
+    assert f"holds {flag}, and a new run would move it aside: try --log_dir={log}2" in line
+    assert {path: path.read_bytes() for path in log.iterdir()} == before
+    train("log2", f"--init_from={log}", "--max_steps=2")
+
+
 def test_a_line_without_a_step_stays_in_the_log(train, tmp_path):
     """Notes that a person left in log.txt survive a resume."""
     train("log", "--save_every=5", "--keep_last=5")
@@ -69,7 +84,7 @@ def test_a_run_that_goes_on_elsewhere_moves_what_it_finds_there_aside(train, tmp
 def test_two_runs_cannot_write_to_one_directory(train, refused, tmp_path):
     """The second one says so and stops, before it moves or writes anything; when the first has ended it may."""
     log_dir = str(tmp_path / "log")
-    first = runlog.open_log(log_dir, {}, None, tensorboard=False)
+    first = runlog.open_log(log_dir, {"train_config": {}}, None, tensorboard=False)
     first.write(0, train="1.0")
     assert "another run is writing to" in refused()
     assert "another run is writing to" in refused("--resume=auto")
