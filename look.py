@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from support.console import UserError, run_program
-from support.files import asset, atomic_write
+from support.files import asset, atomic_write, check_replaceable
 from support.hellaswag_file import read_examples
 from support.processes import orderly_end
 from support.prompts import read_prompt, tokenize
@@ -396,6 +396,9 @@ def fill(page, tokenizer):
 # 4 the command
 
 
+MARK = "The page that `python look.py` fills"  # in each page, because we replace no other files
+
+
 @dataclass(frozen=True)
 class LookConfig:
     out: str = "look.html"  # the page
@@ -468,6 +471,7 @@ def main(argv):
             new = write_on(models[0][1], tokenizer, ids, config)
             page = make_page(models, tokenizer, ids + new, written=len(new))
     try:
+        check_replaceable(config.out, MARK)
         with atomic_write(config.out, "w", encoding="utf-8", newline="\n") as f:
             f.write(page)
     except OSError as e:

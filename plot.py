@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from support.console import UserError, run_program
-from support.files import asset, atomic_write
+from support.files import asset, atomic_write, check_replaceable
 from support.health import read_reference
 from support.runlog import read_log
 from support.settings import parse
@@ -179,6 +179,8 @@ def loss_limits(runs, reference):
 # --------------------------------------------------------------------------------------------------
 # 3 the picture
 
+MARK = "drawn by plot.py"  # in each picture, because we replace no others
+
 
 def import_pyplot():
     """matplotlib.pyplot, set to draw into files, without a screen and without TeX"""
@@ -215,10 +217,13 @@ def draw(runs, reference, tokens):
 
 def save(fig, path):
     """Write a figure in the format that the name ends in. Raises UserError."""
+    suffix = os.path.splitext(path)[1].removeprefix(".")
+    key = "Software" if suffix == "png" else "Creator"
     try:
+        check_replaceable(path, MARK)
         with atomic_write(path) as f, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # it draws a box, which one sees
-            fig.savefig(f, format=os.path.splitext(path)[1].removeprefix("."))
+            fig.savefig(f, format=suffix, metadata={key: MARK})
     except OSError as e:
         raise UserError(f"cannot write {path} ({e.strerror}): choose another place with --out")
 

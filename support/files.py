@@ -37,6 +37,19 @@ def atomic_write(path, mode="wb", **kwargs):
         raise
 
 
+def check_replaceable(path, mark):
+    """
+    UserError if there is a file at `path` without `mark` (str), which a program writes into all its
+    output: only a former output is replaced, no file that a person has made.
+    """
+    if os.path.isfile(path):
+        with open(path, "rb") as f:
+            data = f.read()
+        if data and mark.encode() not in data:
+            raise UserError(f"{path} is there already, and not written by this program: choose "
+                            "another name with --out")
+
+
 def remove_half_written(folder, is_ours):
     """
     Delete the temporary files that killed processes left in a folder: each may be as large as a

@@ -291,6 +291,13 @@ def test_what_it_would_write(run, capsys, models):
     assert len(page["models"][0]["costs"]) == len(page["ids"]) - 1
 
 
+def test_only_a_page_of_ours_is_replaced(run, tmp_path):
+    assert run("MODEL", WORDS) and run("MODEL", "To be")["ids"]
+    (tmp_path / "p.html").write_text("<p>mine")
+    assert "not written by this program" in refusal(run, "MODEL", WORDS)
+    assert (tmp_path / "p.html").read_text() == "<p>mine"
+
+
 def test_two_models_read_one_text(run):
     page = run("MODEL", "MODEL2", WORDS)
     a, b = page["models"]

@@ -103,6 +103,17 @@ def test_settings_that_do_not_name_a_tokenizer(settings, plot_log, tmp_path):
     assert f"the tokenizer of {tmp_path / 'a'} is unknown, not gpt2" in line and not (tmp_path / "p.png").exists()
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_only_a_picture_of_ours_is_replaced(suffix, plot_log, tmp_path):
+    pytest.importorskip("matplotlib")
+    log, ours, mine = plot_log("a"), tmp_path / f"ours.{suffix}", tmp_path / f"mine.{suffix}"
+    mine.write_text("a photo")
+    for _ in range(2):
+        plot.main([log, f"--out={ours}"])
+    line = refusal(plot.main, [log, f"--out={mine}"])
+    assert "is there already, and not written by this program" in line and mine.read_text() == "a photo"
+
+
 @pytest.mark.parametrize("argv, said", [
     ([], "python plot.py log"),
     (["gone"], "there is no log"),
