@@ -681,6 +681,7 @@ def run(argv):
         argv, __doc__, GPTConfig, TrainConfig, PRESETS, load_model)
     # downloads come first: once the processes have met, none waits long for another
     data = shard_files.load_data(config.data_root, config.tokenizer, config.T, saved)
+    config = replace(config, tokenizer=data.tokenizer.spec["name"])  # shards decide it themselves
     if config.hellaswag:
         hellaswag.prepare(data.tokenizer)
     if gpt_config.vocab_size is None:  # neither a flag nor a checkpoint says it: 50,257 -> 50,304

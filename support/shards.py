@@ -67,10 +67,10 @@ class TokenFile:
             tokens = np.fromfile(self.filename, self.dtype, count=stop - start, offset=where)
         except OSError as e:
             raise UserError(f"{self.filename} cannot be read at offset {start} "
-                            f"({e.strerror or e})", who="me")
+                            f"({e.strerror or e}): bring it back", who="me")
         if len(tokens) < stop - start:
             raise UserError(f"{self.filename} ends at offset {start + len(tokens)}: it had "
-                            f"{self.size} tokens when this run began. Has it been replaced?",
+                            f"{self.size} tokens when this run began: bring it back",
                             who="me")
         # on a GPU, an id beyond the vocabulary would fail inside a kernel
         if self.n_vocab is not None and len(tokens) > 0 and tokens.max() >= self.n_vocab:
@@ -111,21 +111,26 @@ def load_data(data_root, tokenizer_name, T, start=None):
     """
     A directory of shards, or a text file and the name of its tokenizer -> Data. A directory's own
     tokenizer wins. Each split must be longer than a row, which has T tokens. start: the checkpoint
-    that the run starts from (dict); its tokenizer must be the same. UserError otherwise.
+    that the run starts from (dict); its tokenizer must fit. UserError otherwise.
     """
-    data_root = os.path.expanduser(data_root)
     if data_root.lower().endswith(SUFFIXES[1:]) and os.path.isfile(data_root):
         raise UserError(f"{data_root} holds documents, not one text: python fineweb.py "
                         f"--files={shlex.quote(data_root)} --out=shards makes shards of them, "
                         "then --data_root=shards", who="node")
     if os.path.isfile(data_root):
         data = Data(*tokenize_file(data_root, tokenizer_name))
+        if start is not None and start["tokenizer"]["name"] in ("bpe", tokenizer_name):
+            data = in_tokens_of(load_tokenizer(start["tokenizer"]), data)
     else:
         train, val = ([load_tokens(path) for path in list_shards(data_root, split)]
                       for split in ("train", "val"))
         data = Data(shards_tokenizer(data_root), train, val)
         for shard in (*train, *val):
             shard.n_vocab = data.tokenizer.n_vocab
+        name = data.tokenizer.spec["name"]
+        if name != tokenizer_name:
+            print0(f"the tokenizer is {name}, with which {data_root} was made: --tokenizer is for "
+                   "text files")
     for split in ("train", "val"):
         tokens = sum(map(len, getattr(data, split)))
         if tokens <= T:
@@ -135,6 +140,18 @@ def load_data(data_root, tokenizer_name, T, start=None):
         raise UserError(f"the model's vocabulary is not that of {data_root}: is it the right "
                         "--data_root and --tokenizer?")
     return data
+
+
+def in_tokens_of(tokenizer, data):
+    """
+    The Data of a text -> the same text in the tokens of a model that goes on with it. A tokenizer
+    of characters knows those of the text it was made from, and this one may lack some of them.
+    """
+    if tokenizer.spec == data.tokenizer.spec:
+        return data
+    train, val = ([np.array(tokenizer.encode(data.tokenizer.decode(ids.tolist())), np.uint32)]
+                  for [ids] in (data.train, data.val))
+    return Data(tokenizer, train, val)
 
 
 def list_shards(root, split):

@@ -12,7 +12,7 @@ from small_runs import ROOT, TINY, fuzz, read_log, refusal, shards, write_shards
 import fineweb
 import train_gpt2
 from support.shards import list_shards, load_data, shards_tokenizer
-from support.tokenizer import load_tokenizer
+from support.tokenizer import BPETokenizer, load_tokenizer, train_bpe
 from train_gpt2 import DataLoaderLite, load_tokens
 
 
@@ -223,10 +223,32 @@ def test_a_directory_brings_its_own_tokenizer(make):
     assert data.tokenizer.spec["name"] == "char" and {shard.n_vocab for shard in data.train} == {data.tokenizer.n_vocab}
 
 
-def test_a_tilde_in_data_root_is_my_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "a.txt").write_text("to be or not to be " * 50)
-    assert len(load_data("~/a.txt", "char", 32).train[0]) == 855
+def test_a_run_records_the_tokenizer_of_its_shards(make, tmp_path, capsys):
+    """--tokenizer=char beside shards of GPT-2's tokens is not silently ignored, and not what settings.json says."""
+    train_gpt2.run([*TINY, f"--data_root={make('out')}", f"--log_dir={tmp_path / 'log'}", "--max_steps=1"])
+    assert "the tokenizer is gpt2, with which" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "log" / "settings.json").read_text())
+    assert settings["train_config"]["tokenizer"] == settings["tokenizer"]["name"] == "gpt2"
+
+
+def test_a_model_goes_on_with_a_text_that_lacks_some_of_its_characters(checkpoint, text, tmp_path):
+    """The ids are the model's. A character that it lacks is one line."""
+    _, tokenizer, start = train_gpt2.load_model(checkpoint)
+    less = text.read_text(encoding="utf-8").replace("e", "")
+    (tmp_path / "less.txt").write_text(less, encoding="utf-8")
+    data = load_data(str(tmp_path / "less.txt"), "char", 32, start)
+    assert data.tokenizer.spec == tokenizer.spec
+    assert tokenizer.decode(np.concatenate(data.train + data.val).tolist()) == less
+    (tmp_path / "more.txt").write_text(less + "µ", encoding="utf-8")
+    assert "has no 'µ'" in refusal(load_data, str(tmp_path / "more.txt"), "char", 32, start)
+    assert "the model's vocabulary" in refusal(load_data, str(tmp_path / "less.txt"), "gpt2", 32, start)
+
+
+def test_a_text_for_a_model_with_a_tokenizer_of_its_own(tmp_path, text):
+    """A Hugging Face directory's, say: --tokenizer has no name for it."""
+    bpe = BPETokenizer(train_bpe([text.read_text(encoding="utf-8")], 300))
+    data = load_data(str(text), "gpt2", 32, {"tokenizer": bpe.spec})
+    assert bpe.decode(np.concatenate(data.train + data.val).tolist()) == text.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text, said", [
