@@ -3,6 +3,7 @@ Checkpoints: find, read, restore, save and rotate them. Come here when a checkpo
 when a run resumed from another one than you expected. What a checkpoint contains is visible in
 train_gpt2.py, where run.turn is called.
 """
+import glob
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ import torch
 from support.arithmetic import SHAPE
 from support.console import UserError, is_first_process, one_line, print0
 from support.files import atomic_write
-from support.runlog import checkpoint_step, is_restart, list_all, read_identity
+from support.runlog import checkpoint_step, is_checkpoint, is_restart, list_all, read_identity
 
 
 # integers would load without an error, as weights that were rounded or scaled
@@ -35,6 +36,8 @@ def find(resume, log_dir, init_from=""):
     paths, run = [resume], ""
     if resume == "auto":
         paths, run = list_all(log_dir)[::-1], read_identity(log_dir)[0]
+        if not paths:
+            print0(f"no checkpoint in {log_dir}: starting a new run{beside(log_dir)}")
     for path in paths:
         try:
             checkpoint = read_state(path, run)
@@ -48,6 +51,23 @@ def find(resume, log_dir, init_from=""):
             print0(f"--init_from={init_from} was for the beginning of the run")
         return checkpoint
     return None
+
+
+def beside(log_dir):
+    """A hint at a directory beside log_dir that has a checkpoint -> text, "" if there is none"""
+    pattern = os.path.join(glob.escape(os.path.dirname(os.path.normpath(log_dir))), "*", "*.pt")
+    others = [path for path in sorted(glob.glob(pattern)) if is_checkpoint(os.path.basename(path))]
+    if not others:
+        return ""
+    return f"; to continue {others[-1]}: --log_dir={os.path.dirname(others[-1])}"
+
+
+def newest(run_directory):
+    """The path of the newest checkpoint in the directory of a run. UserError if it has none."""
+    if paths := list_all(run_directory):
+        return paths[-1]
+    raise UserError(f"there is no checkpoint in {run_directory}: give the directory of a run, or a "
+                    "checkpoint such as log/model_19073.pt")
 
 
 def read_state(path, run):
@@ -192,7 +212,8 @@ def identify_stream(loader, n=None):
 def check_stream(checkpoint, loader, stream, data_root):
     """
     UserError if a run would resume with other data than it started with. stream: what
-    identify_stream says about the loader. Data that have only grown are fine.
+    identify_stream says about the loader. Shards may have been added, but a text may not have
+    grown: what was its last tenth, for validation, would be trained on.
     """
     path, old = checkpoint["path"], checkpoint.get("stream")
     if old == stream:
@@ -201,7 +222,7 @@ def check_stream(checkpoint, loader, stream, data_root):
         print0(f"{path} does not say which data it was made on: going on with {data_root}")
         return
     grown = checkpoint["position"] <= old["tokens"] < stream["tokens"]
-    if grown and identify_stream(loader, old["tokens"]) == old:
+    if grown and os.path.isdir(data_root) and identify_stream(loader, old["tokens"]) == old:
         print0(f"{data_root} has grown from {old['tokens']:,} to {stream['tokens']:,} tokens: "
                "going on")
         return

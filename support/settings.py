@@ -45,6 +45,8 @@ def resolve(argv, doc, gpt_class, train_class, presets, load_model):
     preset = presets[typed.get("preset", "gpt2")]
     config = train_class(**pick(train_class, {**preset, **typed}))
     log_dir = config.log_dir
+    if os.path.isdir(config.resume):
+        config = replace(config, resume=checkpoints.newest(config.resume))
     if config.resume not in ("", "auto") and "log_dir" not in typed:
         log_dir = os.path.dirname(config.resume) or "."  # a run continues where its checkpoint is
     checkpoint = checkpoints.find(config.resume, log_dir, config.init_from)
@@ -143,6 +145,8 @@ def parse(argv, doc, *classes, presets=(), may_be_empty=(), words=False):
     for name, value in typed.items():
         if value == "" and name not in may_be_empty:
             raise UserError(f"--{name} is empty: is a variable of your shell not set?")
+        if isinstance(value, str):
+            typed[name] = os.path.expanduser(value)  # a shell leaves --log_dir=~/log as it is
     if words:
         typed["words"] = [*typed["words"], *after_dashes]
     return typed

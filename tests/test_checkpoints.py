@@ -213,6 +213,14 @@ def test_data_may_grow(tmp_path, train, capsys):
     assert list(log["train"]) == list(range(7)) and "has grown from 6,000 to 7,000 tokens" in capsys.readouterr().out
 
 
+def test_a_text_may_not_grow(train, text, refused):
+    """Its last tenth is for validation. With more text behind it, that tenth would be trained on."""
+    train("log", "--save_every=5", "--max_steps=5")
+    text.write_text(text.read_text() + text.read_text()[:5000])
+    line = refused("--resume=auto")
+    assert "22,500 tokens, and it had 18,000" in line and "--init_from=" in line
+
+
 def test_a_stream_is_known_whatever_its_shards(tmp_path):
     """The same tokens in one shard or in five are the same stream."""
     for name, sizes in (("one", [10, 5000]), ("five", [10, 1, 999, 2000, 1500, 500])):

@@ -77,6 +77,12 @@ def test_words_stand_before_between_and_after_flags():
     assert parse(["--dish="], "", Oven, may_be_empty=("dish",)) == {"dish": ""}
 
 
+def test_a_tilde_is_my_home(monkeypatch):
+    """A shell leaves --log_dir=~/log as it is, and a folder named ~ would appear."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse(["--dish=~/pie", "--rack=low"], "", Oven) == {"dish": "/home/me/pie", "rack": "low"}
+
+
 def test_of_a_flag_that_is_given_twice_the_last_counts(capsys):
     """A script that adds --B=8 to others' flags may mean it; who did not is told."""
     typed = parse(["--B=4", "--B", "8", "--shard=node", "--shard"], "", TrainConfig, presets=PRESETS)
@@ -165,10 +171,24 @@ def test_what_nobody_typed_is_chosen_later():
     assert chosen.config.tokenizer == "char" and chosen.gpt_config.n_layer == 4
 
 
-def test_resume_auto_without_a_checkpoint_begins_a_run(tmp_path):
-    """So the same command can stand in a script that is started again and again."""
-    chosen = resolve("--resume=auto", f"--log_dir={tmp_path}")
+def test_resume_auto_without_a_checkpoint_begins_a_run(checkpoint, tmp_path, capsys):
+    """
+    So the same command can stand in a script that is started again and again. If log_dir is a slip, the line names the
+    directory that was meant.
+    """
+    chosen = resolve("--resume=auto", f"--log_dir={tmp_path / 'lgo'}/")
     assert chosen.config.resume == "" and chosen.start is None
+    out = capsys.readouterr().out
+    assert f"no checkpoint in {tmp_path / 'lgo'}/: starting a new run; to continue {checkpoint}: --log_dir=" in out
+    resolve("--resume=auto", f"--log_dir={tmp_path / 'gone' / 'lgo'}")
+    assert capsys.readouterr().out.endswith("lgo: starting a new run\n")
+
+
+def test_resume_takes_the_directory_of_a_run(checkpoint, tmp_path):
+    """Its newest checkpoint, and the run goes on there. A directory without one is refused: nothing begins anew."""
+    chosen = resolve(f"--resume={tmp_path / 'log'}")
+    assert (chosen.config.resume, chosen.config.log_dir) == (checkpoint, str(tmp_path / "log"))
+    assert "there is no checkpoint in" in refusal(resolve, f"--resume={tmp_path}")
 
 
 def test_resume_auto_with_a_checkpoint_goes_on(train, tmp_path):
