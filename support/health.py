@@ -11,6 +11,7 @@ from dataclasses import asdict
 from support import checkpoints
 from support.console import UserError, print0
 from support.files import asset
+from support.runlog import checkpoint_step
 from support.shards import read_meta
 
 SAMPLE_10BT = "HuggingFaceFW/fineweb-edu sample-10BT"
@@ -105,9 +106,12 @@ def check_numbers(step, loss, norm, recent, scaler, loader, config):
             shard, offset = loader.locate(loader.position - config.total_batch_size)
             place = (f", in the {config.total_batch_size} tokens from "
                      f"{getattr(shard, 'filename', config.data_root)} offset {offset} on")
-        last = (checkpoints.list_all(config.log_dir) or ["none"])[-1]
-        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}{place}. Last good "
-                        f"checkpoint: {last}. Try --resume=auto with a smaller --max_lr")
+        # the weights of this step gave the nan: a checkpoint of them would give it again
+        earlier = [path for path in checkpoints.list_all(config.log_dir)
+                   if checkpoint_step(os.path.basename(path)) < step]
+        start = f"--resume={earlier[-1]}" if earlier else "a new run"
+        raise UserError(f"step {step}: loss {loss}, gradient norm {norm}{place}: try {start} with "
+                        "a smaller --max_lr")
     if len(recent) == 100 and norm > 4 * max(recent):
         print0(f"warning: step {step}: norm {norm:.2f}, {min(recent):.2f} to {max(recent):.2f} "
                "before")

@@ -27,11 +27,19 @@ def test_the_reference_run_stands_beside_the_validation_loss(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(train, refused):
-    """Step, place in the data and the last good checkpoint in one line, before nan is saved or a night is wasted."""
+    """Step, place in the data and an earlier checkpoint in one line, before nan is saved or a night is wasted."""
     train("log", "--save_every=5", "--max_steps=5")
     err = refused("--resume=auto", "--max_steps=20", "--max_lr=1e30", "--min_lr=1e30", "--save_every=20")
     assert "nan" in err or "inf" in err
-    assert "256 tokens from" in err and "offset" in err and "model_00005.pt" in err
+    assert "256 tokens from" in err and "offset" in err
+    assert "model_00005.pt with a smaller --max_lr" in err
+
+
+def test_weights_that_gave_a_nan_are_not_gone_back_to(train, refused, tmp_path):
+    """They were saved at the top of the step that failed: going on from them would fail again."""
+    line = refused("--max_steps=9", "--max_lr=1e30", "--min_lr=1e30", "--save_every=1")
+    saved = sorted(path.name for path in (tmp_path / "log").glob("model_*.pt"))
+    assert saved == ["model_00001.pt"] and "step 1: loss nan" in line and "try a new run with a smaller" in line
 
 
 def test_a_gradient_far_above_its_recent_range_is_reported(train, monkeypatch, capsys):
