@@ -101,11 +101,13 @@ def is_example(example):
 
 
 def read_examples(path):
-    """Yield the items of a .jsonl file. UserError for a line that is not an item."""
+    """Yield the items of a .jsonl file. UserError for a line that is neither an item nor blank."""
     with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
             try:
-                example = json.loads(line.decode())
+                example = json.loads(line.decode("utf-8-sig"))  # without a byte order mark
             except ValueError:
                 example = None
             if not is_example(example):

@@ -77,6 +77,8 @@ def check_config(config, name):
     """UserError for a transformers config that describes another model than our GPT."""
     for key, ours in SAME.items():
         theirs = getattr(config, key, None)
+        if theirs == "gelu_pytorch_tanh":  # another name for the same function
+            theirs = "gelu_new"
         if theirs != ours:
             raise UserError(f"cannot load {name}: {key} is {theirs!r} there and {ours!r} here")
     if config.n_inner not in (None, 4 * config.n_embd):

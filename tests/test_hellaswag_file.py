@@ -104,6 +104,12 @@ def test_a_malformed_line_is_named(line, tmp_path):
     assert "items.jsonl, line 2: not a HellaSwag item" in refusal(list, read_examples(tmp_path / "items.jsonl"))
 
 
+def test_blank_lines_and_a_mark_at_the_beginning(tmp_path):
+    """Editors add both."""
+    (tmp_path / "items.jsonl").write_bytes(b"\xef\xbb\xbf" + 2 * (json.dumps(ITEM) + "\r\n\n").encode())
+    assert list(read_examples(tmp_path / "items.jsonl")) == [ITEM, ITEM]
+
+
 @pytest.mark.parametrize("data", ['{"ctx": "café"}'.encode("latin-1"), gzip.compress(b"{}"),
                                   '{"ctx": "a"}'.encode("utf-16")], ids=["Latin-1", "gzip", "UTF-16"])
 def test_a_file_of_something_else(data, tmp_path):

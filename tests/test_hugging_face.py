@@ -81,7 +81,12 @@ def write_out_n_inner(folder, theirs):
     edit_config(folder, n_inner=4 * 32)
 
 
-@pytest.mark.parametrize("change", [add_masks, drop_prefix, write_pickle, write_shards, write_out_n_inner])
+def rename_gelu(folder, theirs):
+    """One function under two names."""
+    edit_config(folder, activation_function="gelu_pytorch_tanh")
+
+
+@pytest.mark.parametrize("change", [add_masks, drop_prefix, write_pickle, write_shards, write_out_n_inner, rename_gelu])
 def test_files_of_all_ages_are_read(change, theirs, tmp_path, capfd):
     """The same logits as from transformers' own model. Loading prints nothing, neither warnings nor a bar."""
     change(tmp_path, theirs)
