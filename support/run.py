@@ -62,7 +62,8 @@ class Run:
         try:
             if isinstance(error, Stopped):
                 self.save()
-                self.report_stop()
+                noted = self.signals.noted
+                self.report_stop(noted[0].name if noted else "another process")
             elif error is not None:
                 self.save_after(error)
                 explained = explain(error, *self.phase_and_advice)
@@ -157,14 +158,14 @@ class Run:
             print0("not saved: after a CUDA error nothing can be read from the GPU")
         else:
             self.save()
+            self.report_stop("an error")
 
     def end_if_any_process_stopped(self):
         """A collective: was any process sent a signal? Then all of them save and end."""
         if sum_over_processes(len(self.signals.noted)) > 0:
             raise Stopped
 
-    def report_stop(self):
-        reason = self.signals.noted[0].name if self.signals.noted else "another process"
+    def report_stop(self, reason):
         advice = "this run has written no checkpoint"
         if checkpoints.list_all(self.config.log_dir):
             advice = "continue with --resume=auto"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import ROOT, TINY, read_log, refusal
+from small_runs import ROOT, TINY, assert_same_bits, read_log, refusal
 
 import train_gpt2
 from support import checkpoints, settings
@@ -195,6 +195,32 @@ def test_out_of_memory_names_the_phase(name, advice, train, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     monkeypatch.setattr(train_gpt2, name, out_of_memory)
     assert refusal(train, "log", "--max_steps=1").startswith(advice)
+
+
+@pytest.mark.parametrize("step", [5, 10])
+@pytest.mark.parametrize("name", ["evaluate_val_loss", "evaluate_hellaswag", "print_samples"])
+def test_an_eval_without_memory_takes_no_weights_with_it(name, step, train, tmp_path, monkeypatch, capsys):
+    """In the middle of a run (no save is due) and at its end: the weights before the eval are on disk, to the bit."""
+    whole = train("whole", "--save_every=5", "--keep_last=9")
+    monkeypatch.setattr(train_gpt2.hellaswag, "prepare", lambda tokenizer: None)
+    monkeypatch.setattr(train_gpt2.hellaswag, "load_items_in_all_processes", lambda tokenizer: ["an item"])
+    monkeypatch.setattr(train_gpt2, "evaluate_hellaswag", lambda *_: 0.25)
+
+    calls = (step - (5 if name == "print_samples" else 0)) // 5  # before the one that fails; no samples at step 0
+    left = iter(range(calls))
+
+    def evaluate(*_):
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return 4.0
+    with monkeypatch.context() as m:
+        m.setattr(train_gpt2, name, evaluate)
+        assert "out of memory in" in refusal(train, "log", "--save_every=100", "--eval_every=5", "--hellaswag")
+    path = f"model_{step:05d}.pt"
+    assert [path.name for path in (tmp_path / "log").glob("model_*.pt")] == [path]
+    assert_same_bits(tmp_path / "log" / path, tmp_path / "whole" / path)
+    assert step == 10 or "stopped by an error: 5 steps are done; continue with --resume=auto" in capsys.readouterr().out
+    assert train("log", "--resume=auto", "--save_every=100")["train"] == whole["train"]
 
 
 def test_a_signal_ends_the_run_after_its_step(train, tmp_path, monkeypatch, capsys):
