@@ -205,14 +205,13 @@ def test_an_eval_without_memory_takes_no_weights_with_it(name, step, train, tmp_
     monkeypatch.setattr(train_gpt2.hellaswag, "prepare", lambda tokenizer: None)
     monkeypatch.setattr(train_gpt2.hellaswag, "load_items_in_all_processes", lambda tokenizer: ["an item"])
     monkeypatch.setattr(train_gpt2, "evaluate_hellaswag", lambda *_: 0.25)
-
-    calls = (step - (5 if name == "print_samples" else 0)) // 5  # before the one that fails; no samples at step 0
-    left = iter(range(calls))
+    # calls before the one that fails: at step 0 there are no samples
+    results = [4.0] * (step // 5 - (name == "print_samples"))
 
     def evaluate(*_):
-        if next(left, None) is None:
+        if not results:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return 4.0
+        return results.pop()
     with monkeypatch.context() as m:
         m.setattr(train_gpt2, name, evaluate)
         assert "out of memory in" in refusal(train, "log", "--save_every=100", "--eval_every=5", "--hellaswag")
