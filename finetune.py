@@ -698,6 +698,8 @@ def prepare(task_name, typed):
     """Read the model and the items. typed: the flags that were typed (dict) -> Plan"""
     config = TuneConfig(**typed)
     log_dir = config.log_dir
+    if os.path.isdir(config.resume):
+        config = replace(config, resume=checkpoints.newest(config.resume))
     if config.resume not in ("", "auto") and "log_dir" not in typed:
         log_dir = os.path.dirname(config.resume) or "."  # a run continues where its checkpoint is
     checkpoint = checkpoints.find(config.resume, log_dir)

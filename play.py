@@ -425,12 +425,15 @@ def find_val_loss(saved):
 
 def print_history(saved):
     """Print what a checkpoint (dict) knows about its run. Models from elsewhere have no step."""
+    for_task = "task" in saved
+    of_loss = " nats per character" if saved["tokenizer"]["name"] == "char" else " nats per token"
     if saved.get("step"):
         val_loss = find_val_loss(saved)
         if val_loss is not None:
-            print(f"validation loss {val_loss:.4f} nats per token")
-        # position: number of training tokens read. build-nanogpt does not save it
-        seen = f", {saved['position']:,} tokens seen" if saved["position"] else ""
+            print(f"validation loss {val_loss:.4f}{'' if for_task else of_loss}")
+        # position: number of training tokens, or of a task's items. build-nanogpt does not save it
+        unit = "items" if for_task else "tokens"
+        seen = f", {saved['position']:,} {unit} seen" if saved["position"] else ""
         print(f"{saved['step']:,} steps{seen}")
     for key in ("train_config", "versions"):
         if saved.get(key):

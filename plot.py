@@ -120,6 +120,23 @@ def draw_run(axes, run, colour, tokens):
     draw_stream(axes[-1], run.log.get("hella", {}), scale, 1, "o-", **thick, label=run.name)
 
 
+def in_bits_per_byte(run):
+    """A Run -> one whose validation losses are in bits per byte, without its train losses"""
+    log = {"val": run.log["bpb"], "hella": run.log.get("hella", {})}
+    return run._replace(log={stream: values for stream, values in log.items() if values})
+
+
+def choose_unit(runs):
+    """
+    Nats per token of different tokenizers do not compare, bits per byte do -> runs, in the unit
+    that all of them share; its name
+    """
+    names = {run.tokenizer for run in runs}
+    if len(names) > 1 and all("bpb" in run.log for run in runs):
+        return [in_bits_per_byte(run) for run in runs], "bits per byte"
+    return runs, "nats per character" if names == {"char"} else "nats per token"
+
+
 def draw_laptop_band(ax, runs, tokens):
     """If a run is the laptop preset's: where the validation losses of ten seeds were, in gray."""
     with open(asset("laptop_curve.json"), encoding="utf-8") as f:
@@ -193,19 +210,21 @@ def import_pyplot():
 
 def draw(runs, reference, tokens):
     """Runs -> a matplotlib figure. reference, tokens: see PlotConfig"""
+    runs, unit = choose_unit(runs)
     with_hellaswag = reference or any("hella" in run.log for run in runs)
     fig, grid = import_pyplot().subplots(1, 2 if with_hellaswag else 1, figsize=(8.5, 4), dpi=100,
                                          layout="constrained", squeeze=False)
     axes = grid[0]
     for i, run in enumerate(runs):
         draw_run(axes, run, COLOURS[i % len(COLOURS)], tokens)
-    draw_laptop_band(axes[0], runs, tokens)
+    if unit != "bits per byte":
+        draw_laptop_band(axes[0], runs, tokens)
     if reference:
         draw_public_runs(axes, tokens)
     if with_hellaswag:
         draw_openai(axes)
         axes[1].set_title("HellaSwag (acc_norm)")
-    axes[0].set_title("loss (nats per token)")
+    axes[0].set_title(f"loss ({unit})")
     axes[0].set_ylim(*loss_limits(runs, reference))
     for ax in axes:
         ax.set_xlabel("million tokens" if tokens else "step")

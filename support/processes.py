@@ -289,8 +289,9 @@ def orderly_end(phase, advice):
 
 # --- signals --------------------------------------------------------------------------------------
 
-# Ctrl-C; a machine is taken away; the connection is lost; the time of a Slurm job runs out
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+# Ctrl-C; a machine is taken away; the connection is lost; the time of a Slurm job runs out (USR1,
+# USR2); the limit on CPU time is reached; Ctrl-\
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGQUIT")
 
 
 class Signal(NamedTuple):

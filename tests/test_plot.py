@@ -41,6 +41,22 @@ def plot_log(tmp_path):
     return make
 
 
+def test_different_tokenizers_are_compared_in_bits_per_byte(plot_log, tmp_path):
+    """A loss per character beside one per token would say that characters are easier."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    paths = [plot_log("chars", json.dumps({"tokenizer": {"name": "char"}})),
+             plot_log("words", json.dumps({"tokenizer": {"name": "bpe"}}))]
+    for path, bpb in zip(paths, (2.5, 2.25), strict=True):
+        with open(os.path.join(path, "log.txt"), "a") as f:
+            f.write(f"1 bpb {bpb}\n")
+    plot.main([*paths, f"--out={tmp_path / 'p.png'}"])
+    ax = pyplot.gcf().axes[0]
+    assert ax.get_title() == "loss (bits per byte)"
+    assert sorted(line.get_ydata()[0] for line in ax.lines if len(line.get_ydata()) == 1) == [2.25, 2.5]
+    plot.main([paths[0], f"--out={tmp_path / 'p.png'}"])
+    assert pyplot.gcf().axes[0].get_title() == "loss (nats per character)"
+
+
 @pytest.mark.parametrize("name, shown", [("a$b_{$c", "a$b_{$c"), ("_a", " _a")])
 def test_any_name_can_stand_in_a_legend(name, shown, plot_log, tmp_path):
     """A formula that does not end, an underscore (matplotlib would leave the run out)."""

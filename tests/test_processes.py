@@ -220,7 +220,7 @@ def test_torchruns_echo_of_a_signal_does_not_count(signals, monkeypatch):
     assert not ended
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGQUIT"])
 def test_a_lost_connection_and_a_job_at_its_limit(name, signals):
     """Either asks a run to stop, as SIGTERM does. Where nohup has said that SIGHUP is to be ignored, it is."""
     number = getattr(signal, name)
