@@ -2,6 +2,7 @@
 Programs for those who work on the project; each says more with --help.
 
     python tools/bench.py           speed and memory of every part, and the report on a rented card
+    python tools/card_log.py        makes assets/h200.json from the log of a card
     python tools/chapters.py        lists the chapters of the history, runs them as they were
     python tools/concepts.py        computes the numbers and draws the pictures of docs/concepts.md
     python tools/compare.py         I changed something: did it help? Two versions, seed by seed

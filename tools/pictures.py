@@ -8,7 +8,7 @@ Contents
     1 pens            text, box, labelled, line, arrow, grid, page
     2 the model       block, heads, mask
     3 the data        dataflow, shift, stream
-    4 the step        batch, step, schedule
+    4 the step        batch, step, micro_step, schedule
     5 curves          laptop, faults
     6 finetuning      inputs
     7 the command     PICTURES, main
@@ -23,6 +23,7 @@ from xml.sax.saxutils import escape
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import finetune
 import train_gpt2
+from support.arithmetic import PEAKS, count_parameters
 from support.files import ASSETS, asset, read_json
 from support.tokenizer import gpt2_tokenizer, tokenize_file
 from tools import ROOT
@@ -384,6 +385,35 @@ def draw_step():
                 "backward still computes, gradients are averaged; then clip and update.", parts)
 
 
+def draw_micro_step():
+    measured = read_json(asset("h200.json"))
+    micro, tokens = measured["micro_step"], measured["ours"]["B"] * measured["ours"]["T"]
+    config = train_gpt2.GPTConfig()
+    weights = count_parameters(config) - config.block_size * config.n_embd  # wpe multiplies nothing
+    tflop = 6 * weights * tokens / 1e12
+    tflops = tflop / micro["products_ms"] * 1000
+    gaps = micro["micro_ms"] - micro["kernels_ms"]
+    x, y, height, scale = 40, 76, 90, 770 / micro["micro_ms"]
+    parts = [text(x, 36, f"a micro-step of {tokens:,} tokens on one {measured['card']}: "
+                         f"{micro['micro_ms']:.1f} ms", "left")]
+    for look, name, ms in (("blue", "matrix products", micro["products_ms"]),
+                           ("orange", "attention", micro["attention_ms"]),
+                           ("green", "everything else", micro["other_ms"])):
+        parts.append(labelled(x, y, ms * scale, height, look, name, f"{ms:.1f} ms"))
+        x += ms * scale
+    parts += [
+        box(x, y, gaps * scale, height),
+        text(40, 196, f"6 operations x {weights / 1e6:.1f}M weights x {tokens:,} tokens = "
+                      f"{tflop:.1f} TFLOP", "left small"),
+        text(40, 218, f"in {micro['products_ms']} ms: {tflops:.0f} TFLOP/s of {PEAKS['H200']}",
+             "left small"),
+        text(810, 196, "GELU, norms, softmax, casts", "right small"),
+        text(810, 218, f"{gaps:.1f} ms between kernels, or not in the profile", "right small")]
+    return page(240, "Where the time of a micro-step goes",
+                "More than half of a micro-step on the card are matrix products. Attention takes a "
+                "seventh, everything else more than a quarter.", parts)
+
+
 def plot(x_range, y_range, x_ticks, y_ticks, frame):
     """
     Two axes -> place, parts; place(x, y) says where a point of the data is in the picture. x_ticks:
@@ -555,8 +585,9 @@ def draw_inputs():
 
 PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
             "dataflow": draw_dataflow, "shift": draw_shift, "stream": draw_stream,
-            "batch": draw_batch, "step": draw_step, "schedule": draw_schedule,
-            "laptop_curve": draw_laptop, "faults": draw_faults, "inputs": draw_inputs}
+            "batch": draw_batch, "step": draw_step, "micro_step": draw_micro_step,
+            "schedule": draw_schedule, "laptop_curve": draw_laptop, "faults": draw_faults,
+            "inputs": draw_inputs}
 
 
 def main(argv):
