@@ -3,6 +3,7 @@ The choice of kernels: torch.compile, which is tried once before a run relies on
 attention of evals. Come here when a run goes on without torch.compile.
 """
 import contextlib
+import os
 import threading
 import time
 
@@ -22,10 +23,24 @@ def compile_model(model):
     refuses (it does not support this Python yet), return the model itself;
     compiles_in_all_processes will print why.
     """
+    keep_compiled_code()
     try:
         return torch.compile(model)
     except Exception:  # PyTorch's
         return model
+
+
+def keep_compiled_code():
+    """
+    Have PyTorch keep compiled code beside what torch.hub downloads, in ~/.cache/torch/inductor. By
+    default it lies in /tmp, where a reboot or the end of a container deletes it. A folder that the
+    user has chosen stays.
+    """
+    folder = os.path.join(os.path.dirname(torch.hub.get_dir()), "inductor")
+    with contextlib.suppress(OSError):  # a home that cannot be written to, seen below
+        os.makedirs(folder, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 
 
 def compiles_in_all_processes(model, B, T, process, limit_s):
@@ -64,7 +79,8 @@ def compiles_in_all_processes(model, B, T, process, limit_s):
 @contextlib.contextmanager
 def reminders():
     """Say that the run is compiling, and twice a minute that it still is."""
-    print0("compiling: about half a minute the first time")
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "a temporary folder")
+    print0(f"compiling: about half a minute the first time; the code is kept in {folder}")
     began, done = time.monotonic(), threading.Event()
 
     def remind():

@@ -175,7 +175,62 @@ def test_somebody_who_waits_for_the_compiler_knows_it(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "REMIND_S", 0.001)
     with compiling.reminders():
         assert said.wait(60)
-    assert lines[0] == "compiling: about half a minute the first time" and lines[1].endswith(" s")
+    assert lines[0].startswith("compiling: about half a minute the first time") and lines[1].endswith(" s")
+
+
+# --- compiled code is kept ------------------------------------------------------------------------
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A new user's, who has set no folder for compiled code."""
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")  # so that what a test makes of it is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_compiled_code_outlives_a_reboot(home, monkeypatch, capsys):
+    """It is kept in the user's cache, not in /tmp, and the line that asks for patience names the folder."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    compiling.compile_model(torch.nn.Linear(1, 1))
+    folder = str(home / ".cache" / "torch" / "inductor")
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == folder and os.path.isdir(folder)
+    with compiling.reminders():
+        pass
+    assert f"the code is kept in {folder}\n" in capsys.readouterr().out
+
+
+def test_a_chosen_folder_stays(home, monkeypatch):
+    """On a cluster somebody has set one on a fast disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/scratch/code")
+    compiling.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/code"
+
+
+def test_a_home_that_cannot_be_written_to(home, monkeypatch, capsys):
+    """Compiling must not fail for want of a cache: PyTorch's own folder in /tmp will do."""
+    (home / ".cache").write_text("a file where a folder should be")
+    compiling.keep_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    with compiling.reminders():
+        pass
+    assert "the code is kept in a temporary folder\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(home):
+    """PyTorch finds the code that the first one left in the folder."""
+    needs_a_compiler()
+    program = ("import sys, torch\n"
+               f"sys.path[:0] = [{ROOT!r}]\n"
+               "from support.compiling import compile_model\n"
+               "from torch._dynamo.utils import counters\n"
+               "compile_model(torch.nn.Linear(2, 2))(torch.zeros(1, 2)).sum().backward()\n"
+               "print(counters['aot_autograd']['autograd_cache_hit'])")
+    hits = [subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+            for _ in range(2)]
+    assert hits == ["0\n", "1\n"]
 
 
 # --- the kernels of attention ---------------------------------------------------------------------
