@@ -2,18 +2,23 @@
 Facts about a card, the first thing to run on a rented machine: python -m pytest -m cuda. What is computed there is what
 a CPU computes; it takes the memory that the estimate says; it stops, goes on and shares as it does anywhere.
 
-Most tests run on a CPU as well, where they say little, and show that the tests themselves run.
+A rented card costs by the minute. So models are tiny, nearly everything runs in this process, which loads CUDA once,
+one compiled run serves four tests, and torchrun starts once. Most tests run on a CPU as well, where they say little,
+and show that the tests themselves run.
 """
+import functools
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
-from small_runs import ROOT, TINY, a_process, items_of, random_model, read_log
+from small_runs import ROOT, a_process, items_of, random_model, read_log
+from torch._dynamo.utils import counters
 
 import hellaswag
 import play
@@ -24,7 +29,6 @@ from tools import measure
 
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
-ON_A_CARD = [pytest.param("cuda", marks=CUDA)]
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +62,6 @@ def test_ten_losses_are_those_of_a_cpu(device, dtype, precision, tolerance, trai
     here = train("here", f"--device={device}", f"--dtype={dtype}", "--no-compile")
     for step in range(10):
         assert here["train"][step] == pytest.approx(reference["train"][step], abs=tolerance), step
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_compiled_steps_are_those_of_plain_python(device, train):
-    """Compiled code adds up in another order, and rounds otherwise: 1e-3 over ten steps, with TF32."""
-    needs_a_compiler(device)
-    eager = train("eager", f"--device={device}", "--no-compile")
-    compiled = train("compiled", f"--device={device}", "--compile")
-    for step in range(10):
-        assert compiled["train"][step] == pytest.approx(eager["train"][step], abs=1e-3), step
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -109,44 +103,85 @@ def test_a_cache_writes_the_text_that_is_written_without_one(device):
     assert cached.equal(idx) and idx.device.type == device
 
 
-# --- memory ---------------------------------------------------------------------------------------
+# --- compiled, or not -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("device", ON_A_CARD)
-@pytest.mark.parametrize("compiled", ["--no-compile", "--compile"])
-def test_the_peak_of_each_phase_is_what_the_estimate_says(device, compiled, tmp_path, monkeypatch):
-    """
-    124M parameters at the largest B that fits, at most 16: the step and each eval take between 15% less and 5% more
-    than the estimate, CUDA's own memory included.
-    """
-    check_peaks(tmp_path, monkeypatch, device, compiled, below=0.15, above=0.05)
+class Watched(NamedTuple):
+    """A run with all evals."""
+    seen: object  # measure.Watch
+    log: dict  # {stream: {step: value}}
+    needs: dict  # what support.arithmetic.phases estimates
+    graphs: int  # that were compiled
 
 
-def test_the_test_of_the_peak_runs(tmp_path, monkeypatch):
-    """On a CPU, where the memory of the whole process says nothing about a card: here any peak will do."""
-    shape = "--n_layer=2 --n_head=2 --n_embd=32 --block_size=64 --T=64 --B=2 --total_batch_size=128".split()
-    check_peaks(tmp_path, monkeypatch, "cpu", "--no-compile", *shape, below=1.0, above=1000)
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """watched(device, "--compile") -> Watched. Compiling takes a card half a minute, so each run is made once."""
+    @functools.cache
+    def run(device, compile):
+        with pytest.MonkeyPatch.context() as patch:
+            return watched_run(tmp_path_factory.mktemp("watched"), patch, device, compile)
+    return run
 
 
-def check_peaks(tmp_path, monkeypatch, device, *flags, below, above):
-    """Train for two steps with all evals, and compare the peak of each phase with the estimate."""
-    measure.made_up_shards(str(tmp_path / "shards"), 2**17, 2**16)
-    items = 200 if device == "cuda" else 20
-    measure.write_items(str(tmp_path), items)
-    monkeypatch.setattr(hellaswag_file, "NUM_ITEMS", items)
-    monkeypatch.chdir(tmp_path)
+def watched_run(folder, patch, device, compile):
+    """Ten steps on words, with evals at the beginning, in the middle and at the end -> Watched"""
+    items, shape = 20, ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=64", "--T=64", "--B=2",
+                        "--total_batch_size=128", "--max_lr=1e-2", "--min_lr=1e-3"]
     if device == "cuda":
+        # a third of the layers compile in a third of the time; the width and the logits are those of 124M
         torch.cuda.empty_cache()  # what tests before this one have left
         free, _ = torch.cuda.mem_get_info()
-        B = min(16, measure.fitting_B(train_gpt2.GPTConfig(), train_gpt2.TrainConfig(), free))
-        flags = [f"--B={B}", f"--total_batch_size={B * 1024}", *flags]
-    with measure.watch() as seen:
-        train_gpt2.run(["--data_root=shards", f"--device={device}", "--log_dir=log", "--max_steps=2", "--eval_every=0",
-                        "--warmup_steps=0", "--val_tokens=32768", "--save_every=2", *flags])
+        B = min(32, measure.fitting_B(train_gpt2.GPTConfig(n_layer=4), train_gpt2.TrainConfig(), free))
+        items, shape = 200, ["--n_layer=4", f"--B={B}", f"--total_batch_size={B * 1024}"]
+    measure.write_items(str(folder), items)
+    patch.setattr(hellaswag_file, "NUM_ITEMS", items)
+    patch.chdir(folder)
+    counters.clear()
+    with measure.watch() as seen, torch._dynamo.config.patch(error_on_recompile=True):
+        train_gpt2.run([f"--data_root={os.path.join(ROOT, 'input.txt')}", "--tokenizer=gpt2", f"--device={device}",
+                        "--log_dir=log", "--max_steps=10", "--warmup_steps=2", "--eval_every=5", "--val_tokens=32768",
+                        "--save_every=10", compile, *shape])
     gpt_config, config, dtype = measure.read_configs("log")
     needs = phases(gpt_config, config, 1, dtype, compiled=bool(config.compile))
-    assert needs.keys() == {use.phase for use in seen.uses}
+    return Watched(seen, read_log(folder / "log"), needs, counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compiled_steps_are_those_of_plain_python(device, watched):
+    """
+    Compiled code adds up in another order, and rounds otherwise. In bfloat16 on an H200 the losses of our compiled
+    program and of the original's eager one were at most 0.0014 apart over twelve steps; here 0.01 are allowed.
+    """
+    needs_a_compiler(device)
+    eager, compiled = (watched(device, flag).log["train"] for flag in ("--no-compile", "--compile"))
+    assert eager[9] < eager[0] - 0.1
+    for step in range(10):
+        assert compiled[step] == pytest.approx(eager[step], abs=1e-2), step
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nothing_is_compiled_after_the_first_step(device, watched):
+    """With all evals on: the compiled model sees one shape only, and a recompilation would have ended this run."""
+    needs_a_compiler(device)
+    run = watched(device, "--compile")
+    assert list(run.log["hella"]) == [0, 5, 10] and run.graphs == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("compile", ["--no-compile", "--compile"])
+def test_the_peak_of_each_phase_is_what_the_estimate_says(device, compile, watched):
+    """
+    The step and each eval take at most 5% more than the estimate, CUDA's own memory included, and at most 25% less: the
+    estimate has 1 GB and 10% to spare, much for a model of four layers. On a CPU the memory of the whole process says
+    nothing about a card: there any peak will do.
+    """
+    if compile == "--compile":
+        needs_a_compiler(device)
+    run = watched(device, compile)
+    assert run.needs.keys() == {use.phase for use in run.seen.uses}
+    below, above = (0.25, 0.05) if device == "cuda" else (1.0, 1000)
     for phase in ("step", "validation", "hellaswag"):
-        ratio = seen.most(phase).taken / total(needs[phase])
+        ratio = run.seen.most(phase).taken / total(run.needs[phase])
         assert 1 - below <= ratio <= 1 + above, f"{phase}: {ratio:.2f} of the estimate"
 
 
@@ -165,28 +200,37 @@ def test_a_checkpoint_moves_between_a_card_and_a_cpu(first, then, train, tmp_pat
         assert log["train"][step] == pytest.approx(whole["train"][step], abs=1e-3), step
 
 
+ALL_SHARED = ["--shard", "--offload", "--activation_checkpointing"]
+
+
 @pytest.mark.parametrize("device, flags", [
-    pytest.param("cuda", "--shard", marks=CUDA), pytest.param("cuda", "--shard --offload", marks=CUDA),
-    pytest.param("cuda", "--shard --offload --activation_checkpointing", marks=CUDA),
-    ("cpu", "--shard --offload --activation_checkpointing")])
-def test_shares_on_one_card(device, flags, tmp_path, text):
+    pytest.param("cuda", ["--shard"], marks=CUDA), pytest.param("cuda", ["--shard", "--offload"], marks=CUDA),
+    pytest.param("cuda", ALL_SHARED, marks=CUDA), ("cpu", ALL_SHARED)])
+def test_shares_on_one_card(device, flags, train, tmp_path):
     """
-    One process under torchrun, so with NCCL on a card: sharded, with weights and moments on the CPU, it takes the steps
-    of a plain run, and evaluates, samples and saves.
+    One process, with NCCL on a card: sharded, with weights and moments on the CPU, it takes the steps of a plain run,
+    and evaluates and saves.
     """
-    logs = {}
-    for name, more in (("plain", []), ("shares", flags.split())):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1",
-                   os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}", f"--device={device}",
-                   f"--log_dir={tmp_path / name}", "--no-compile", "--eval_every=5", "--save_every=10", *more]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert result.returncode == 0, result.stderr[-2000:]
-        assert "sample 3" in result.stdout and (tmp_path / name / "model_00010.pt").exists()
-        logs[name] = read_log(tmp_path / name)
+    same = [f"--device={device}", "--no-compile", "--eval_every=5", "--save_every=10"]
+    plain, shares = train("plain", *same), train("shares", *same, *flags)
+    check_shares(plain, shares, tmp_path)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_torchrun_on_one_card(device, train, torchrun, tmp_path):
+    """The same, as a cluster starts it."""
+    same = [f"--device={device}", "--no-compile", "--eval_every=5", "--save_every=10"]
+    result = torchrun(1, "shares", *same, *ALL_SHARED)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "sample 3" in result.stdout
+    check_shares(train("plain", *same), read_log(tmp_path / "shares"), tmp_path)
+
+
+def check_shares(plain, shares, tmp_path):
+    assert (tmp_path / "shares" / "model_00010.pt").exists()
     for step in range(10):
-        assert logs["shares"]["train"][step] == pytest.approx(logs["plain"]["train"][step], abs=1e-3), step
-    assert logs["shares"]["val"][10] == pytest.approx(logs["plain"]["val"][10], abs=1e-3)
+        assert shares["train"][step] == pytest.approx(plain["train"][step], abs=1e-3), step
+    assert shares["val"][10] == pytest.approx(plain["val"][10], abs=1e-3)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -211,17 +255,3 @@ def test_sigterm_ends_a_run_within_a_step_and_a_save(device, tmp_path):
     said = re.search(r"a stop on SIGTERM takes a step and a save: ([\d.]+)s", rest)
     assert took < 2 * float(said[1]) + 20 and rest.count(" | loss: ") <= 2, (took, rest)
 
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_nothing_is_compiled_after_the_first_step(device, train, monkeypatch):
-    """With all evals on: the compiled model sees one shape only, and a recompilation would end this run."""
-    needs_a_compiler(device)
-    from torch._dynamo.utils import counters
-    items = [hellaswag.tokenize_example(example) for example in items_of(8)]
-    monkeypatch.setattr(hellaswag, "prepare", lambda tokenizer: None)
-    monkeypatch.setattr(hellaswag, "load_items_in_all_processes", lambda tokenizer: items)
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        log = train("log", f"--device={device}", "--compile", "--max_steps=4", "--eval_every=2", "--hellaswag",
-                    "--tokenizer=gpt2", "--n_embd=16", "--block_size=128")
-    assert list(log["hella"]) == [0, 2, 4] and counters["stats"]["unique_graphs"] == 1
