@@ -39,6 +39,17 @@ def test_every_measurement_of_the_report_gives_figures(part, measurement, settin
         assert json.loads(json.dumps(figures)) == figures
 
 
+@pytest.mark.slow
+def test_each_kernel_runs_its_own_code(setting):
+    """
+    One after the other in one process. With what was compiled before, the second would run the first one's: the figures
+    of an H200 left undecided which of two kernels they were of.
+    """
+    [(_, flash)] = parts.compiled_kernel(setting, "FLASH_ATTENTION")
+    [(_, plain)] = parts.compiled_kernel(setting, "MATH")
+    assert "flash" in flash["ran"] and "flash" not in plain["ran"]
+
+
 def test_ratios_are_those_of_neighbours_in_time():
     """Not of the medians: what slows the machine down slows both."""
     assert parts.ratio_of([2, 4, 6], [1, 2, 4]) == "2.00 (1.50 to 2.00)"

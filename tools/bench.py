@@ -4,12 +4,13 @@ Measures every part of this project: speed and memory, beside what one would run
     python tools/bench.py                          # all parts: half an hour on two cores
     python tools/bench.py --quick                  # fewer and smaller runs, in some minutes
     python tools/bench.py --parts=step,attention   # these only
-    python tools/bench.py --gpu                    # the report on a rented card, in 25 minutes
+    python tools/bench.py --gpu                    # the report on a rented card, in ten minutes
     python tools/bench.py --gpu --quick            # in five
     python tools/bench.py --gpu --parts=evals      # a part of that report
 
-The rows are printed as they are measured, and kept in report.md, to be read, and report.json. A
-later call adds to both; what it measures again replaces the older row.
+Each row is printed as it is measured, and written at once into report.md, to be read, and
+report.json. A later call adds to both; what it measures again replaces the older row. The report
+begins with what one wants to know first, so one that is stopped early is of use.
 
 Each measurement runs in a process of its own, without network. Shards hold random tokens,
 HellaSwag's items are made up. What dies or hangs becomes a row that says so; report.log has what
@@ -23,17 +24,20 @@ PyTorch picks it by default. 17 GB of memory are enough.
 Parts
     environment  the card, its driver and clocks, PyTorch, a product of two large matrices
     step         a training step, 124M: ours, the plain recipe, transformers
-    ddp          what torchrun, DDP and --shard cost
-    attention    PyTorch's kernels in the shape of training; cuDNN's on shapes it has not met
-    evals        validation, HellaSwag, samples, saving; also with 24, 16 and 8 GB of a card
-    hellaswag    the batched eval against one item at a time
-    fineweb      from .jsonl to shards, against tiktoken on one core
-    generate     with a cache, against transformers and without one
-    between      the time between two steps
+    evals        validation, HellaSwag, samples, saving: time, peak memory against the estimate
     checkpoint   saving and loading, against torch.save and torch.load
+    attention    PyTorch's kernels in the shape of training, alone and in a compiled step
+    plans        HellaSwag and samples with cuDNN's attention, which plans each shape, and without
+    generate     with a cache, against transformers and without one
     gpt2-medium, gpt2-large, gpt2-xl
                  peak memory against the estimate, with the flags that save memory
     dtypes       float16 and float32
+    resume       the same steps again, from a checkpoint
+    small-cards  the evals with 24, 16 and 8 GB of a card
+    ddp          what torchrun, DDP and --shard cost
+    between      the time between two steps
+    hellaswag    the batched eval against one item at a time
+    fineweb      from .jsonl to shards, against tiktoken on one core
 
 docs/speed.md has the table, where the time of a step goes, and what was tried and left out. The
 parts are in parts.py, the clock and the contenders in measure.py, processes in children.py.
@@ -168,7 +172,7 @@ def measure(part, measurement, setting, report, end):
 
 def measure_all(args, report):
     """Measure the parts that were asked for, until the minutes are over."""
-    minutes = 240 if not args.gpu else 5 if args.quick else 25
+    minutes = 240 if not args.gpu else 5 if args.quick else 10
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = folder  # files that a killed process leaves there go with it

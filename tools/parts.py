@@ -6,8 +6,8 @@ function and give it a line in list_parts.
 Contents
     1 a setting               Setting, train_flags, run
     2 figures                 rate_figures, time_figures, speed_figures, memory_figures
-    3 training                step, ddp, evals, between, large, dtype
-    4 files and kernels       checkpoint, kernel, new_lengths
+    3 training                step, ddp, evals, between, large, dtype, resume
+    4 files and kernels       checkpoint, kernel, compiled_kernel, new_lengths, plans
     5 evals, shards, writing  compare_hellaswag, make_shards, generate
     6 the machine             environment
     7 the list                list_parts
@@ -42,7 +42,7 @@ from tools.children import Child, Died
 from tools.measure import (DEVICE, KERNELS, PLAYS, attention, attention_to_new_lengths, contender,
                            fitting_B, forget_peak, in_turn, made_up_items, peak_memory, read_all,
                            read_configs, save_ours, save_plainly, synchronize, timed, train,
-                           trained_model, transformers_gpt2, watch, write_items)
+                           trained_model, transformers_gpt2, use_kernel, watch, write_items)
 
 TINY_MODEL = train_gpt2.GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=32)
 TINY_FLAGS = ("--n_layer=2 --n_head=2 --n_embd=32 --block_size=64 --T=64 --B=2 "
@@ -362,6 +362,20 @@ def dtype(setting, name):
     yield name, {**step_figures(finished), "first loss": losses[0], "last loss": losses[7]}
 
 
+def resume(setting):
+    """Eight steps, and the last four once more from the checkpoint before them"""
+    log_dir, flags = train_flags(setting, "--no-compile", *one_micro_step(setting),
+                                 "--save_every=4")
+    train_gpt2.run(flags)
+    whole, _ = read_log(log_dir)
+    os.remove(os.path.join(log_dir, "model_00008.pt"))
+    seconds = timed(partial(train_gpt2.run, [*flags, "--resume=auto"]))
+    resumed, _ = read_log(log_dir)
+    differences = [abs(whole["train"][step] - resumed["train"][step]) for step in range(4, 8)]
+    yield "4 steps from a checkpoint", {"largest difference of a loss": max(differences),
+                                        "seconds": seconds}
+
+
 # -------------------------------------------------------------------------------------------------
 # 4 files and kernels
 
@@ -370,6 +384,7 @@ def checkpoint(setting):
     gpt_config = TINY_MODEL if setting.tiny else train_gpt2.GPTConfig(
         n_layer=2 if setting.quick else 12)
     model, optimizer = trained_model(gpt_config)
+    runs = 2 if DEVICE.type == "cuda" else setting.runs()  # a disk is slow, a card dear
     with tempfile.TemporaryDirectory() as folder:
         ours = os.path.join(folder, "model_00001.pt")
         theirs = os.path.join(folder, "theirs.pt")
@@ -378,9 +393,9 @@ def checkpoint(setting):
         no_flush = partial(save_plainly, theirs, model, optimizer, flush=False)
         with contextlib.redirect_stdout(io.StringIO()):
             # os.sync: otherwise the next save would wait for what this one has not written yet
-            saved, flushed, unflushed, _ = in_turn(setting.runs(), save, flush, no_flush, os.sync)
+            saved, flushed, unflushed, _ = in_turn(runs, save, flush, no_flush, os.sync)
         loaded, plain = in_turn(
-            setting.runs(), lambda: read_all(checkpoints.read(ours)),
+            runs, lambda: read_all(checkpoints.read(ours)),
             lambda: read_all(torch.load(theirs, weights_only=True, map_location="cpu")))
         [checked] = in_turn(2, lambda: zipfile.ZipFile(ours).testzip())
         gb = os.path.getsize(ours) / 1e9
@@ -403,11 +418,57 @@ def kernel(setting, name):
     yield f"{name}, B={B}", {"ms": 1000 * median(seconds), **memory_figures(peak_memory())}
 
 
+def compiled_kernel(setting, name):
+    """
+    A compiled step in which attention has one kernel to choose from. What is compiled already is
+    forgotten, and the compiler's cache is off, because neither asks for the kernel: a second kernel
+    could run the first one's code. "ran" is what the profiler saw.
+    """
+    from torch._inductor import config as inductor
+    B, T = setting.B_and_T()
+    torch._dynamo.reset()
+    with use_kernel(name), inductor.patch(force_disable_caches=True):
+        work = contender("ours", setting.gpt_config(), B, T)
+        [seconds] = in_turn(setting.runs(), work)
+        with torch.profiler.profile() as profile:
+            work()
+    ran = sorted(event.key for event in profile.key_averages()
+                 if "scaled_dot_product" in event.key)
+    yield f"compiled step, {name}, B={B}", {"ms": 1000 * median(seconds),
+                                            "ran": ", ".join(ran) or "no kernel of attention"}
+
+
 def new_lengths(setting, name):
     """One query to 1 ... 200 keys, twice: is a kernel slow where it meets a new shape?"""
     attend = attention_to_new_lengths(name, setting.gpt_config())
     yield f"{name}, 200 lengths", {"first time, ms": 1000 * timed(attend),
                                    "second time, ms": 1000 * timed(attend)}
+
+
+def plans(setting, cudnn):
+    """
+    HellaSwag and samples twice: with cuDNN's attention, which may plan for each new shape and keeps
+    its plans, or without it, as in a run. cudnn: may it be used?
+    """
+    gpt_config, n = setting.gpt_config(), 20 if setting.tiny else 1000
+    process = train_gpt2.setup_distributed(train_gpt2.TrainConfig())
+    model = train_gpt2.GPT(gpt_config).eval().to(DEVICE)
+    items = [hellaswag.tokenize_example(example) for example in made_up_items(n)]
+    idx = torch.zeros(4, 8, dtype=torch.long, device=DEVICE)
+
+    def sample():
+        with process.autocast:
+            play.generate(model, idx, gpt_config.block_size // 5)
+        synchronize()
+    how = "with cuDNN's attention" if cudnn else "without"
+    with contextlib.ExitStack() as stack:
+        if cudnn:
+            for module in (hellaswag, play):
+                stack.enter_context(mock.patch.object(module, "attention_for_any_shape",
+                                                      contextlib.nullcontext))
+        for name, work in (("HellaSwag", partial(hellaswag.evaluate, model, items, process)),
+                           ("samples", sample)):
+            yield f"{name}, {how}", {"first time, s": timed(work), "second time, s": timed(work)}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -589,14 +650,13 @@ def list_steps():
 
 
 def list_large(preset):
-    """The measurements of a larger model, one for each set of flags that saves memory."""
+    """The measurements of a larger model, with flags that save more memory the larger it is."""
     recompute, shard, offload = "--activation_checkpointing", "--shard", "--offload"
-    measurements = []
-    for more in ([], [recompute], [shard], [shard, recompute], [shard, offload, recompute]):
-        quick = preset == "gpt2-medium" and more in ([], [recompute])
-        measurements.append(Measurement(" ".join(more) if more else "no flags",
-                                        partial(large, preset=preset, more=more), quick))
-    return measurements
+    flags = {"gpt2-medium": ([], [recompute]), "gpt2-large": ([recompute], [shard, recompute]),
+             "gpt2-xl": ([recompute], [shard, offload, recompute])}
+    return [Measurement(" ".join(more) if more else "no flags",
+                        partial(large, preset=preset, more=more), quick=preset == "gpt2-medium")
+            for more in flags[preset]]
 
 
 def list_parts():
@@ -604,6 +664,8 @@ def list_parts():
     kernels = [Measurement(name, partial(kernel, name=name),
                            needs_cuda=name in ("CUDNN_ATTENTION", "EFFICIENT_ATTENTION"))
                for name in KERNELS]
+    kernels += [Measurement(f"{name}, compiled", partial(compiled_kernel, name=name), quick=False,
+                            needs_cuda=True) for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION")]
     kernels += [Measurement(f"{name}, new lengths", partial(new_lengths, name=name),
                             needs_cuda=True) for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION")]
     limits = [Measurement(f"in {size} GB", partial(evals, limit=size * 1e9), quick=False,
@@ -611,24 +673,29 @@ def list_parts():
     return {
         "environment": [Measurement("machine", environment)],
         "step": list_steps(),
-        "ddp": [Measurement("DDP", ddp),
-                Measurement("--shard", partial(ddp, more=["--shard"]), quick=False)],
-        "attention": kernels,
-        "evals": [Measurement("all memory", evals), *limits],
-        "hellaswag": [Measurement("HellaSwag", compare_hellaswag)],
-        "fineweb": [Measurement("shards", make_shards)],
-        "generate": [Measurement("with a cache", generate)],
-        "between": [Measurement("between steps", between)],
+        "evals": [Measurement("all memory", evals)],
         "checkpoint": [Measurement("save and load", checkpoint)],
+        "attention": kernels,
+        "plans": [Measurement("without cuDNN", partial(plans, cudnn=False)),
+                  Measurement("with cuDNN", partial(plans, cudnn=True))],
+        "generate": [Measurement("with a cache", generate)],
         "gpt2-medium": list_large("gpt2-medium"),
         "gpt2-large": list_large("gpt2-large"),
         "gpt2-xl": list_large("gpt2-xl"),
         "dtypes": [Measurement(name, partial(dtype, name=name), quick=False)
                    for name in ("float16", "float32")],
+        "resume": [Measurement("resume", resume)],
+        "small-cards": limits,
+        "ddp": [Measurement("DDP", ddp),
+                Measurement("--shard", partial(ddp, more=["--shard"]), quick=False)],
+        "between": [Measurement("between steps", between)],
+        "hellaswag": [Measurement("HellaSwag", compare_hellaswag)],
+        "fineweb": [Measurement("shards", make_shards)],
     }
 
 
 BENCH = ("step", "ddp", "attention", "hellaswag", "fineweb", "generate",
          "checkpoint")  # by default
-REPORT = ("environment", "step", "ddp", "attention", "evals", "generate", "between", "checkpoint",
-          "gpt2-medium", "gpt2-large", "gpt2-xl", "dtypes")  # with --gpu
+REPORT = ("environment", "step", "evals", "checkpoint", "attention", "plans", "generate",
+          "gpt2-medium", "gpt2-large", "gpt2-xl", "dtypes", "resume", "small-cards", "ddp",
+          "between")  # with --gpu: what one wants first, first, for the time may run out
