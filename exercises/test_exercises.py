@@ -306,12 +306,13 @@ def test_lora():
            "merge() should be one nn.Linear, W + (A B)^T, that gives the same: a tuned model costs no more to run")
     expect("lora" in typing.get_args(finetune.TuneConfig.__dataclass_fields__["tune"].type),
            "let TuneConfig's tune take lora, too")
-    model = finetune.TunedGPT(GPTConfig(16, V + 4, L, 4, C), V, finetune.Task("classify", [0, 1]))
-    model.freeze("lora")
+    model = finetune.TunedGPT(GPTConfig(16, V + 4, L, 4, C), finetune.Classify([0, 1]))
+    finetune.choose_trainable(model, "lora")
     moving = {name for name, p in model.named_parameters() if p.requires_grad}
     expect("score.weight" in moving and len(moving) == 1 + 2 * L and
            all("attn.c_attn" in name for name in moving - {"score.weight"}),
-           f"freeze('lora') should leave the head and two matrices in each block's c_attn to learn, not {moving}")
+           "choose_trainable(model, 'lora') should leave the head and two matrices in each block's c_attn to learn, "
+           f"not {moving}")
     expect(not any(p.requires_grad for p in model.transformer.wte.parameters()), "wte must stay frozen")
 
 

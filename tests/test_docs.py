@@ -72,6 +72,7 @@ NOT_RUN = {
     "python hellaswag.py --model=gpt2": "needs the network",
     "torchrun": "needs several GPUs; test_two_processes_as_the_page_says runs the one for a laptop",
     "python tools/": "measures, or takes long; each has a test of its own",
+    "OMP_NUM_THREADS=1 python tools/": "trains for minutes; test_compare.py has runs without training",
     "python -m pytest": "is what you are running",
 }
 NEEDS_THE_NETWORK = "python fineweb.py"  # and nothing after it
@@ -341,7 +342,7 @@ def test_the_reference_table_is_that_of_the_curve():
     """curves.md has the figures of assets/reference_curve.csv, and the bands of the program's rule."""
     with open(os.path.join(ROOT, "assets", "reference_curve.csv"), encoding="utf-8") as f:
         curve = {row["step"]: row for row in csv.DictReader(line for line in f if not line.startswith("#"))}
-    rows = table("docs/curves.md", "step")
+    rows = table("docs/curves.md", "step | run A")
     assert len(rows) == 10
     for step, val_a, val_b, band, hella_a, hella_b in rows:
         row = curve[step]

@@ -90,7 +90,7 @@ def test_killed_with_sigkill(workers, make, corpus, tmp_path):
 
 
 def test_ctrl_c_leaves_no_half_shard(make, corpus, tmp_path):
-    """One line, no traceback; what is finished stays, and the same command goes on."""
+    """One line, no traceback; what is finished stays, and the same command continues."""
     command = [sys.executable, os.path.join(ROOT, "fineweb.py"), f"--files={corpus}", "--shard_size=300",
                f"--out={tmp_path / 'out'}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -98,6 +98,6 @@ def test_ctrl_c_leaves_no_half_shard(make, corpus, tmp_path):
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1 and "the same command goes on" in err, err
+    assert process.returncode == 130 and err.count("\n") == 1 and "run the same command again to continue" in err, err
     assert not list((tmp_path / "out").glob("*.tmp*"))
     assert stream(make("out", "--shard_size=300")) == plain(some_documents())
