@@ -578,7 +578,7 @@ def print_choices(config, grad_accum_steps, process, loader, tokenizer):
            f"{config.total_batch_size} tokens a step = B {config.B} * T {config.T} * "
            f"{process.num_processes} process(es) * {grad_accum_steps} micro step(s)")
     print0(f"{loader.num_tokens:,} {unit}s to train on: {config.max_steps} steps are "
-           f"{epochs:.2f} epochs; losses are in nats a {unit}")
+           f"{epochs:.2f} epochs; losses are in nats per {unit}")
 
 
 def main(gpt_config, config, max_B, saved, data, run):

@@ -496,7 +496,7 @@ def test_two_models_side_by_side(browser):
     point_at(driver, "#difference .token[data-place='7']")
     assert f"{abs(b['costs'][6] - a['costs'][6]):.2f}" in text_of(driver, "#difference .details")
     difference = abs(b["totals"]["nats_a_token"] - a["totals"]["nats_a_token"])
-    assert f"{difference:.2f} nats a token" in text_of(driver, "#difference figcaption")
+    assert f"{difference:.2f} nats per token" in text_of(driver, "#difference figcaption")
 
 
 def test_the_four_endings(browser):

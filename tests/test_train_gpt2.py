@@ -742,7 +742,7 @@ def test_a_run_says_how_often_it_reads_its_text(train, capsys):
     """Losses of characters and of tokens cannot be compared, and what is read ten times is known by heart."""
     train("log", "--max_steps=141")
     out = capsys.readouterr().out
-    assert "18,000 characters to train on: 141 steps are 2.01 epochs; losses are in nats a character" in out
+    assert "18,000 characters to train on: 141 steps are 2.01 epochs; losses are in nats per character" in out
     train("log", "--max_steps=1", "--tokenizer=gpt2", "--n_embd=8")
     assert " tokens to train on: 1 steps are 0.0" in capsys.readouterr().out
 

@@ -462,7 +462,7 @@ def draw_schedule():
 
 def costs_of_counting(train, val, longest):
     """
-    The loss of n-gram models counted on train, in nats a character of val -> list, for n = 1, 2 ...
+    The loss of n-gram models counted on train, in nats per character of val -> list, n = 1, 2 ...
     Where an n-gram is rare, the model backs off to shorter ones (Witten and Bell 1991).
     """
     probs = [1 / len(set(train))] * len(val)
@@ -506,7 +506,7 @@ def draw_laptop():
               *(f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in means),
               text(place(350, 0)[0], place(0, 2.78)[1], f"the laptop preset ends at {loss:.2f}",
                    "left blue"),
-              text(445, 418, "step; loss in nats a character, of ten seeds (band: three times "
+              text(445, 418, "step; loss in nats per character, of ten seeds (band: three times "
                              "their standard deviation)", "small")]
     return page(434, "The laptop's curve and what counting pays",
                 "The validation loss of the laptop preset passes the lines of counted characters, "
@@ -525,7 +525,7 @@ def draw_faults():
         y = 62 + 28 * i
         parts.append(line([(420, y - 6), (456, y - 6)], looks[i]))
         parts.append(text(468, y, f"{name}: {fault['val']:.2f}", "left"))
-    parts.append(text(445, 408, "step; train loss of 20 steps, nats a character. Figures: "
+    parts.append(text(445, 408, "step; train loss of 20 steps, nats per character. Figures: "
                                 "validation loss at the end", "small"))
     return page(424, "What the common faults look like",
                 "Train losses of five short runs on a laptop: one as it should be, four with a "
