@@ -154,7 +154,9 @@ def unpack(commit, folder, seed=SEED):
     archive = subprocess.run(["git", "-C", ROOT, "archive", "--format=tar", commit],
                              capture_output=True, check=True)
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-        tar.extractall(folder, filter="data")
+        # set like this, Pythons before 3.11.4, which have no filters, ignore it
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(folder)
     if seed != SEED:
         path = os.path.join(folder, PROGRAM)
         with open(path, encoding="utf-8") as f:
