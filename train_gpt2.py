@@ -283,7 +283,7 @@ def load_model(name):
     if path is None:
         model = GPT.from_pretrained(name)
         saved = {"model": model.state_dict(), "config": asdict(model.config),
-                 "tokenizer": hugging_face.read_tokenizer(name), "path": name}
+                 "tokenizer": hugging_face.tokenizer_spec(name), "path": name}
         tokenizer = read_tokenizer(saved)
     else:
         saved = checkpoints.read(path)
@@ -582,10 +582,7 @@ def print_choices(config, grad_accum_steps, process, loader, tokenizer):
 
 
 def main(gpt_config, config, max_B, saved, data, run):
-    """
-    max_B: the most rows to choose; saved: what --resume or --init_from has read (dict), or None;
-    data: tokenizer, train and val shards; run: see the top of this file
-    """
+    """max_B: the largest B to choose; saved: what --resume or --init_from has read, or None"""
     process = setup_distributed(config)
     # --- the model --------------------------------------------------------------------------------
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs: faster, with 10 bits of precision
@@ -595,7 +592,7 @@ def main(gpt_config, config, max_B, saved, data, run):
         if saved is not None:
             raw_model.load_state_dict(saved["model"])  # before wrap_model, which may shard them
         model = wrap_model(raw_model, config, process)
-    # compiling may fail, and an uncompiled step needs more memory: so both are settled together
+    # the largest B that divides the batch and fits: compiled, or uncompiled if compiling fails
     B = compile_and_choose_batch(model, gpt_config, config, max_B, process)
     config = replace(config, B=B)
     optimizer = raw_model.configure_optimizers(config.weight_decay, config.max_lr,
@@ -608,7 +605,6 @@ def main(gpt_config, config, max_B, saved, data, run):
     train_loader = DataLoaderLite(data.train, B, config.T, process.rank, process.num_processes,
                                   process.device.type)
     val_loader = DataLoaderLite(data.val, B, config.T)  # the evals read it row by row
-    # B was chosen to divide the batch
     grad_accum_steps = config.total_batch_size // (B * config.T * process.num_processes)
     print_choices(config, grad_accum_steps, process, train_loader, data.tokenizer)
     # nats per token depend on the tokenizer; in bits per byte of text any two models compare

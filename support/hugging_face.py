@@ -100,7 +100,7 @@ def check_weights(model, report, name):
             raise UserError(f"cannot load {name}: it {problem} {', '.join(sorted(keys)[:3])}")
 
 
-def read_tokenizer(name):
+def tokenizer_spec(name):
     """
     The tokenizer of a Hugging Face model, gpt2 ... gpt2-xl or a directory -> its spec, as in
     support/tokenizer.py. A directory without one is assumed to have GPT-2's.
