@@ -418,8 +418,9 @@ def find_val_loss(saved):
     if saved.get("val_loss") is not None:  # the original program's checkpoints have it
         return saved["val_loss"]
     with contextlib.suppress(UserError):  # raised if log.txt is missing or empty
-        log, _ = read_log(os.path.join(os.path.dirname(saved["path"]), "log.txt"))
-        return log.get("val", {}).get(saved["step"])
+        log, settings = read_log(os.path.join(os.path.dirname(saved["path"]), "log.txt"))
+        if settings.get("run") == saved.get("run"):  # not a checkpoint copied in from another run
+            return log.get("val", {}).get(saved["step"])
     return None
 
 

@@ -80,8 +80,8 @@ def read_state(path, run):
         raise UserError(f"{path} has no optimizer state: start from its weights with "
                         f"--init_from={path}")
     if run and checkpoint.get("run", run) != run:
-        raise UserError(f"{path} is of another run than the settings.json beside it: go on with it "
-                        f"by --resume={path}")
+        raise UserError(f"{path} is of another run than the settings.json beside it: move it into "
+                        f"a directory of its own, then --resume=DIR/{os.path.basename(path)}")
     return checkpoint
 
 
@@ -122,6 +122,9 @@ def unpickle(path):
     if not os.path.exists(path):
         raise UserError(f"there is no model {path}: give a checkpoint such as log/model_19073.pt, "
                         "a directory, or gpt2 ... gpt2-xl")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not a usable checkpoint: torch.save writes zip files, and this "
+                        "is none, or a part of one")
     try:
         # weights_only: only data, never the code that a pickle can contain. The original saved its
         # config as an object of the class __main__.GPTConfig; this one name is allowed, and stands

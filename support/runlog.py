@@ -69,6 +69,9 @@ def continues_here(checkpoint, log_dir):
     """Is the checkpoint (dict, or None) that a run resumes from in the log_dir of that run?"""
     if checkpoint is None:
         return False
+    run, _ = read_identity(log_dir)
+    if run and checkpoint.get("run", run) != run:
+        return False  # somebody has copied it in from another run
     folder = os.path.dirname(checkpoint["path"])
     return os.path.realpath(folder) == os.path.realpath(log_dir)
 
@@ -141,7 +144,7 @@ def describe_code(folder=None):
 
 # --- writing --------------------------------------------------------------------------------------
 
-READ = ("init_from", "data_root", "model", "train", "val")  # flags for what a run reads
+READ = ("resume", "init_from", "data_root", "model", "train", "val")  # flags for what a run reads
 
 
 @dataclass
@@ -240,6 +243,7 @@ def move_aside(log_dir, flags):
     names = [name for name in os.listdir(log_dir)
              if is_ours(name) and os.path.isfile(os.path.join(log_dir, name))]
     if names:
+        check_of_a_run(log_dir)
         moved = {os.path.realpath(os.path.join(log_dir, name)) for name in ("", *names)}
         for flag in READ:
             if flags.get(flag) and os.path.realpath(flags[flag]) in moved:
@@ -249,6 +253,24 @@ def move_aside(log_dir, flags):
         for name in names:
             os.replace(os.path.join(log_dir, name), os.path.join(aside, name))
         print0(f"{log_dir} held another run: its files are in {aside} now")
+
+
+def check_of_a_run(log_dir):
+    """UserError if log.txt or settings.json in log_dir is a person's own: it is not moved."""
+    log, settings = (os.path.join(log_dir, name) for name in ("log.txt", "settings.json"))
+    strange = []
+    if os.path.isfile(log):
+        with open(log, encoding="utf-8", errors="replace") as f:
+            lines = f.readlines()
+        if lines and not any(map(read_line, lines)):
+            strange.append(log)
+    if os.path.isfile(settings):
+        with contextlib.suppress(ValueError):
+            if "train_config" not in read_json(settings):
+                strange.append(settings)
+    if strange:
+        raise UserError(f"{strange[0]} is not of a training run: choose another --log_dir",
+                        who="me")
 
 
 def make_aside(log_dir):

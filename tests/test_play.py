@@ -1,5 +1,6 @@
 """Facts about play.py, a trained model at work: how it generates text, and what the commands write and print."""
 import io
+import json
 import os
 import subprocess
 import sys
@@ -389,6 +390,19 @@ def test_info_finds_the_validation_loss(in_checkpoint, in_log, printed, checkpoi
     play.main(["info", checkpoint])
     out = capsys.readouterr().out
     assert printed in out and ("validation loss" in out) == bool(printed)
+
+
+def test_info_takes_no_loss_from_the_log_of_another_run(checkpoint, capsys):
+    """A copied checkpoint lies beside a log that has its step, and another run's loss there."""
+    folder = os.path.dirname(checkpoint)
+    torch.save({**torch.load(checkpoint, weights_only=True), "run": "a"}, checkpoint)
+    with open(os.path.join(folder, "log.txt"), "w") as f:
+        f.write("2 val 4.5\n")
+    for run, said in (("a", True), ("b", False)):
+        with open(os.path.join(folder, "settings.json"), "w") as f:
+            json.dump({"run": run}, f)
+        play.main(["info", checkpoint])
+        assert ("validation loss 4.5000" in capsys.readouterr().out) == said
 
 
 def test_a_bug_does_not_read_as_a_damaged_file(checkpoint, monkeypatch):

@@ -5,11 +5,12 @@ its own run.
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
 import pytest
-from small_runs import TINY, read_log, refusal
+from small_runs import TINY, contents, read_log, refusal
 
 import train_gpt2
 from support import checkpoints, runlog
@@ -247,7 +248,28 @@ def test_auto_does_not_take_a_checkpoint_of_another_run(train, refused, tmp_path
     assert "model_00009.pt is of another run" in out and "model_00002.pt: 2 steps are done" in out
     (tmp_path / "log" / "model_00002.pt").unlink()
     stranger.write_bytes((tmp_path / "other" / "model_00009.pt").read_bytes())
-    assert f"go on with it by --resume={stranger}" in refused("--resume=auto")
+    assert "move it into a directory of its own" in refused("--resume=auto")
+
+
+def test_a_checkpoint_copied_into_another_run(train, refused, tmp_path):
+    """Resumed there by its path, it would go on with that run's log and rotate its checkpoints away: refused."""
+    train("other", "--max_steps=9", "--save_every=9")
+    train("log", "--max_steps=2", "--save_every=1")
+    stranger = tmp_path / "log" / "model_00009.pt"
+    shutil.copy(tmp_path / "other" / "model_00009.pt", stranger)
+    before = contents(tmp_path / "log")
+    line = refused(f"--resume={stranger}", "--max_steps=12", "--save_every=1")
+    assert f"holds --resume={stranger}" in line and "--log_dir=" in line
+    assert contents(tmp_path / "log") == before
+
+
+@pytest.mark.parametrize("name, words", [("log.txt", "Dear diary\n"), ("settings.json", '{"editor": "dark"}')])
+def test_a_file_of_yours_with_the_name_of_a_log(name, words, refused, tmp_path):
+    """An editor, too, writes a settings.json: a run into such a directory is refused, and moves nothing aside."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / name).write_text(words)
+    assert f"{name} is not of a training run: choose another --log_dir" in refused()
+    assert contents(tmp_path / "log") == {name: words.encode()}
 
 
 def test_a_restart_goes_on_with_its_own_run(train, launched, tmp_path, capsys):
