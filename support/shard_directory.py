@@ -95,7 +95,7 @@ def summary(meta):
     if meta["skipped"]:
         line += f"; {meta['skipped']:,} rows without a text skipped"
     if not meta["done"]:
-        line += "; a larger --max_shards goes on"
+        line += "; a larger --max_shards adds more"
     return line
 
 
@@ -227,7 +227,7 @@ def check_parts(metas):
             problems.append(f"{meta_name(*meta['part'])} and {meta_name(*first['part'])} have "
                             "different settings")
         if not is_complete(meta, meta["max_shards"]):
-            problems.append(f"part {meta['part'][0]} of {n} is not finished: the command that "
-                            "began it goes on")
+            problems.append(f"part {meta['part'][0]} of {n} is not finished: run the "
+                            "command that began it again")
     missing = set(range(1, n + 1)) - {meta["part"][0] for meta in metas}
     return problems + [f"part {k} of {n} is missing" for k in sorted(missing)]

@@ -18,8 +18,6 @@ from support.files import ASSETS
 from support.tokenizer import count_bytes, gpt2_tokenizer, load_tokenizer, tokenize_file
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")  # of the files that fineweb.py reads
-
-
 META_KEYS = {"settings", "part", "tokenizer", "n_vocab", "eot", "dtype", "done", "max_shards",
              "documents", "tokens", "bytes", "mended", "skipped", "position", "shards"}
 
@@ -100,11 +98,14 @@ class Data(NamedTuple):
 
     def val_bytes_per_token(self, n):
         """How many bytes of text the first n targets of the validation stand for, on average"""
-        parts, missing = [], n + 1  # tokens 0 to n, of which the first is no target
+        parts, missing = [], n + 1  # tokens 0 to n
         for shard in self.val:
             parts.append(np.asarray(shard[:missing]))
             missing -= len(parts[-1])
-        return count_bytes(self.tokenizer, np.concatenate(parts)[1:]) / n
+        tokens = np.concatenate(parts)
+        if tokens[0] != self.tokenizer.eot:  # that one has no bytes; another one is no target
+            tokens = tokens[1:]
+        return count_bytes(self.tokenizer, tokens) / n
 
 
 def load_data(data_root, tokenizer_name, T, start=None):
@@ -122,9 +123,10 @@ def load_data(data_root, tokenizer_name, T, start=None):
         if start is not None and start["tokenizer"]["name"] in ("bpe", tokenizer_name):
             data = in_tokens_of(load_tokenizer(start["tokenizer"]), data)
     else:
+        tokenizer = shards_tokenizer(data_root)  # this also names a shard that is missing
         train, val = ([load_tokens(path) for path in list_shards(data_root, split)]
                       for split in ("train", "val"))
-        data = Data(shards_tokenizer(data_root), train, val)
+        data = Data(tokenizer, train, val)
         for shard in (*train, *val):
             shard.n_vocab = data.tokenizer.n_vocab
         name = data.tokenizer.spec["name"]
@@ -222,8 +224,8 @@ def read_meta(path):
     except (ValueError, LookupError, TypeError, AttributeError):  # not JSON, or not ours
         is_whole = is_safe = False
     if not (is_whole and is_safe):
-        raise UserError(f"{path} is damaged: copy it again, or delete its directory and run python "
-                        "fineweb.py again", who="node")
+        raise UserError(f"{path} is not a whole meta.json of fineweb.py: copy it again, or choose "
+                        "another directory", who="node")
     return meta
 
 

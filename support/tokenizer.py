@@ -216,7 +216,7 @@ def token_bytes(tokenizer, i):
 
 
 def text_bytes(tokenizer, ids):
-    """The bytes of the text that decode(ids) is, even where some are no whole character"""
+    """Token ids of a whole text (list) -> its bytes; the last character may be incomplete"""
     data = b"".join(token_bytes(tokenizer, i) for i in ids)
     # tokenizers like Llama's drop the first token's space
     starts_with_space = tokenizer.decode(ids[:1]).startswith(" ")

@@ -183,4 +183,4 @@ def test_check_sees_an_unfinished_run(make, fineweb_refuses, corpus, tmp_path, c
     with open(corpus, "a") as f:
         f.write("{")
     fineweb_refuses("out", "--strict")
-    assert check(tmp_path / "out", capsys) == (1, "part 1 of 1 is not finished: the command that began it goes on\n")
+    assert check(tmp_path / "out", capsys) == (1, "part 1 of 1 is not finished: run the command that began it again\n")

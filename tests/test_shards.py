@@ -50,6 +50,14 @@ def test_a_damaged_shard(damage, said, tmp_path, refused):
     assert said in err and "edufineweb_train_000002.npy" in err
 
 
+def test_a_missing_validation_shard_is_named(tmp_path, make, refused):
+    """Also where notes lie beside it: nobody is told to make shards of them."""
+    out = make("out")
+    (out / "notes.txt").write_text("notes")
+    (out / "edufineweb_val_000000.npy").unlink()
+    assert "edufineweb_val_000000.npy is missing" in refused(f"--data_root={out}")
+
+
 def hostile(key, value):
     def damage(out):
         meta = json.loads((out / "meta.json").read_text())

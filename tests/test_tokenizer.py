@@ -2,6 +2,7 @@
 import functools
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from small_runs import refusal
 
 from support import files, tokenizer
 from support.hugging_face import hugging_face_tokenizer
+from support.shards import Data
 from support.tokenizer import (BPETokenizer, CharTokenizer, count_bytes, gpt2_tokenizer, load_tokenizer,
                                make_tokenizer, text_bytes, token_bytes, tokenize_file, train_bpe)
 
@@ -82,6 +84,17 @@ def test_bytes_of_documents_are_counted_exactly(texts):
     for t in (make_tokenizer("char", texts), byte_level(), llama_like()):
         ids = [i for text in texts for i in (t.eot, *t.encode(text))]
         assert count_bytes(t, ids) == sum(len(text.encode()) for text in texts)
+
+
+def test_the_first_text_counts_like_the_others():
+    """Its targets begin after its <|endoftext|>, and without one after its first token."""
+    t = llama_like()
+    ids = np.array([t.eot, *t.encode("ab a"), t.eot, *t.encode("a b")], dtype=np.uint32)
+    data = Data(t, [], [ids[:3], ids[3:]])
+    assert data.val_bytes_per_token(len(ids) - 1) * (len(ids) - 1) == len("ab a") + len("a b")
+    chars = make_tokenizer("char", ["abc"])
+    data = Data(chars, [], [np.array(chars.encode("abcabc"))])
+    assert data.val_bytes_per_token(5) == 1
 
 
 def test_a_character_in_three_tokens():
