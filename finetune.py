@@ -85,8 +85,8 @@ def shorten(texts, room):
     """
     lengths = [len(text) for text in texts]
     while sum(lengths) > room:
-        # of two that are equally long now, the one that was shorter: so do Hugging Face's
-        # tokenizers, and an exported model must read the same rows
+        # a tie: cut the text that was shorter at first, as Hugging Face's tokenizers do. So an
+        # exported model reads the same rows
         longest = max(range(len(texts)), key=lambda i: (lengths[i], -len(texts[i])))
         lengths[longest] -= 1
     return [text[:length] for text, length in zip(texts, lengths, strict=True)]
@@ -99,7 +99,7 @@ class Classify:
     labels: list = field(default_factory=list)  # in the order of the head's outputs
     mean: float = 0.0  # for Similarity: mean and standard deviation of the scores
     std: float = 1.0
-    # these are fixed for each task (without a type, so that they are no dataclass fields)
+    # these are fixed for each task; without a type they are not dataclass fields
     name = "classify"
     entries = ("text",)  # the entries of an item with its texts
     answer = "label"  # what support/tasks.py reads as the right answer

@@ -96,6 +96,8 @@ def make_item(entry, number, task, with_answers=True):
         names = [name for name in ("text", "query", "passage") if name in entry]
         if not names:
             raise ValueError('"text", "query" or "passage" is missing')
+    if not with_answers and task.answer is not None and "prediction" in entry:
+        raise ValueError('"prediction" is there already: give it another name')
     texts = read_texts(entry, names)
     answer = read_answer(entry, task, len(texts) - 1) if with_answers else None
     return Item(number, entry, texts, answer)

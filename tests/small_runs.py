@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import weakref
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import train_gpt2
 from support import checkpoints
 from support.console import UserError
 from support.processes import Card
@@ -181,6 +183,17 @@ def shards(folder):
 def stream(folder):
     """The shards of a directory, one after another -> list of ids"""
     return [i for path in shards(folder) for i in np.load(path).tolist()]
+
+
+def stop_in_step(monkeypatch, step):
+    """Training gets a SIGTERM in this step."""
+    real = train_gpt2.get_lr
+
+    def signalled(now, config):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(now, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", signalled)
 
 
 def contents(folder):

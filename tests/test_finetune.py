@@ -621,15 +621,17 @@ def test_predict_answers_the_good_lines_and_names_the_others(tune, tmp_path, cap
     """Exit code 1. A field `label` of the user stays as it was, and the answers never replace the items."""
     run = tune("classify", "run")
     good = {"text": "good play", "label": "mine", "scores": 5}
-    lines = [json.dumps(good), "{", json.dumps({"text": 7}), "", "\ufeff" + json.dumps(good)]
+    answered = {"text": "good play", "prediction": "mine"}
+    lines = [json.dumps(good), "{", json.dumps({"text": 7}), json.dumps(answered), "", "\ufeff" + json.dumps(good)]
     (tmp_path / "items.jsonl").write_text("\n".join(lines), encoding="utf-8")
     argv = ["predict", str(run), str(tmp_path / "items.jsonl"), f"--out={tmp_path / 'out.jsonl'}", "--device=cpu"]
     capsys.readouterr()
     with pytest.raises(UserError) as caught:
         finetune.run(argv)
-    assert caught.value.exit_code == 1 and "2 line(s) could not be read" in str(caught.value)
+    assert caught.value.exit_code == 1 and "3 line(s) could not be read" in str(caught.value)
     out = capsys.readouterr().out
     assert "line 2: not JSON" in out and 'line 3: "text" is not a text' in out
+    assert 'line 4: "prediction" is there already' in out
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(answers) == 2 and all(good.items() <= answer.items() for answer in answers)
     assert "is there already" in refusal(finetune.run, argv)

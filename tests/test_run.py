@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_runs import ROOT, TINY, assert_same_bits, read_log, refusal
+from small_runs import ROOT, TINY, assert_same_bits, read_log, refusal, stop_in_step
 
 import train_gpt2
 from support import checkpoints, settings
@@ -245,13 +245,7 @@ def test_the_last_save_decides_the_exit_code(train, monkeypatch):
 
 def test_a_stop_whose_save_fails_has_not_succeeded(train, monkeypatch):
     """Nobody may switch the machine off because a script has seen exit code 0: the last steps are not on disk."""
-    real = train_gpt2.get_lr
-
-    def signalled(step, config):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(step, config)
-    monkeypatch.setattr(train_gpt2, "get_lr", signalled)
+    stop_in_step(monkeypatch, 1)
     monkeypatch.setattr(checkpoints, "save", lambda *_: False)
     refusal(train, "log", "--save_every=100", exit_code=1)
 

@@ -23,6 +23,7 @@ from small_runs import (
     random_model,
     refusal,
     write_shards,
+    stop_in_step,
 )
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -656,13 +657,7 @@ def test_an_eval_that_fails_costs_no_step(name, save_every, short_items, train, 
 
 def test_a_stopped_run_says_whether_it_can_continue(train, monkeypatch, capsys):
     """With --save_every=0 there is no checkpoint to continue from: nothing else is promised."""
-    real = train_gpt2.get_lr
-
-    def signalled(step, config):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(step, config)
-    monkeypatch.setattr(train_gpt2, "get_lr", signalled)
+    stop_in_step(monkeypatch, 1)
     for save_every, said in ((0, "this run has written no checkpoint"), (100, "continue with --resume=auto")):
         train(f"log{save_every}", "--max_steps=3", f"--save_every={save_every}")
         assert f"stopped by SIGTERM: 2 steps are done; {said}" in capsys.readouterr().out
