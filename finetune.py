@@ -32,9 +32,7 @@ Letters in shapes
     C channels, n_embd   k outputs of the head
 """
 import math
-import os
 import random
-import shlex
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -51,7 +49,8 @@ from support.batch import choose_micro_batch
 from support.console import UserError, print0, progress, run_program
 from support.processes import orderly_end, sum_over_processes
 from support.run import Run
-from support.settings import MOST_SEED, check_least, check_most, check_share, merge, parse, pick
+from support.settings import (MOST_SEED, check_least, check_most, check_share, find_checkpoint,
+                              merge, parse, pick)
 from support.shakespeare import read_speeches
 from support.tokenizer import load_tokenizer, make_tokenizer
 from train_gpt2 import (GPT, PRESETS, GPTConfig, TrainConfig, load_model, setup_distributed,
@@ -192,7 +191,7 @@ class Similarity(Compare):
 
 class Choose(Classify):
     """A context and several endings: one row for each ending, one score for each row."""
-    name, entries, answer, libraries = "choose", ("ctx", "endings"), "place", ()
+    name, entries, libraries = "choose", ("ctx", "endings"), ()
     num_outputs = 1
 
     def target(self, answer):
@@ -697,12 +696,7 @@ def plan_resumed_run(task_name, checkpoint, log_dir, typed):
 def prepare(task_name, typed):
     """Read the model and the items. typed: the flags that were typed (dict) -> Plan"""
     config = TuneConfig(**typed)
-    log_dir = config.log_dir
-    if os.path.isdir(config.resume):
-        config = replace(config, resume=checkpoints.newest(config.resume))
-    if config.resume not in ("", "auto") and "log_dir" not in typed:
-        log_dir = os.path.dirname(config.resume) or "."  # a run continues where its checkpoint is
-    checkpoint = checkpoints.find(config.resume, log_dir)
+    checkpoint, log_dir = find_checkpoint(config, typed)
     if checkpoint is None:
         plan = plan_new_run(task_name, config, typed)
     else:
@@ -805,27 +799,7 @@ def main(plan, run):
         loss = sum_over_processes(loss_accum / process.num_processes)
         run.log(step, train=loss, lr=lr, norm=norm.item(), dt=dt)
     if not run.last_save_failed:
-        print_next(task.name, config)
-
-
-DEMO_ITEMS = {  # shell commands that write something to try a model of --demo on
-    "classify": """echo '{"text": "My kingdom for a horse!"}' > demo.jsonl; """,
-    "choose": """echo '{"ctx": "Who is there?", "endings": ["A friend.", "At noon."]}' """
-              "> demo.jsonl; ",
-    "embed": """printf '{"passage": "%s"}\\n' "A friend." "At noon, my lord." > demo.jsonl; """,
-}
-
-
-def print_next(task_name, config):
-    """What to type after a run. After --demo the line can be pasted as it is."""
-    write, path, question = "", "items.jsonl", "a question"
-    if config.demo:
-        write, path, question = DEMO_ITEMS[task_name], "demo.jsonl", "Who is there?"
-    log_dir = shlex.quote(config.log_dir)
-    if task_name == "embed":
-        print0(f'next: {write}python finetune.py search {log_dir} {path} "{question}"')
-    else:
-        print0(f"next: {write}python finetune.py predict {log_dir} {path}")
+        tasks.print_next(task.name, config)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -608,8 +608,6 @@ def report(config, meta, prefix):
 
 def main(argv):
     typed = parse(argv, __doc__, ShardConfig, may_be_empty=("name",))  # some datasets have no name
-    for flag in typed.keys() & {"files", "dataset", "tokenizer", "out", "check"}:
-        typed[flag] = os.path.expanduser(typed[flag])  # a shell leaves --out=~/shards as it is
     config = ShardConfig(**typed)
     if config.check:
         problems = check_directory(config.check)

@@ -44,12 +44,7 @@ def resolve(argv, doc, gpt_class, train_class, presets, load_model):
     typed = parse(argv, doc, gpt_class, train_class, presets=presets)
     preset = presets[typed.get("preset", "gpt2")]
     config = train_class(**pick(train_class, {**preset, **typed}))
-    log_dir = config.log_dir
-    if os.path.isdir(config.resume):
-        config = replace(config, resume=checkpoints.newest(config.resume))
-    if config.resume not in ("", "auto") and "log_dir" not in typed:
-        log_dir = os.path.dirname(config.resume) or "."  # a run continues where its checkpoint is
-    checkpoint = checkpoints.find(config.resume, log_dir, config.init_from)
+    checkpoint, log_dir = find_checkpoint(config, typed, config.init_from)
     start = checkpoint
     if start is None and config.init_from:
         _, _, start = load_model(config.init_from)
@@ -76,6 +71,16 @@ def resolve(argv, doc, gpt_class, train_class, presets, load_model):
         print("\n" + batch_table(shapes, train_class()))
         argparse.ArgumentParser().exit()  # as --help does
     return Settings(gpt_config, config, max_B, start)
+
+
+def find_checkpoint(config, typed, init_from=""):
+    """--resume and --log_dir -> the checkpoint to resume from (dict, or None), the run's log_dir"""
+    resume, log_dir = config.resume, config.log_dir
+    if os.path.isdir(resume):
+        resume = checkpoints.newest(resume)
+    if resume not in ("", "auto") and "log_dir" not in typed:
+        log_dir = os.path.dirname(resume) or "."  # a run continues where its checkpoint is
+    return checkpoints.find(resume, log_dir, init_from), log_dir
 
 
 # --- which value wins -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import shlex
 import statistics
 from typing import NamedTuple
 
@@ -76,13 +77,13 @@ def read_answer(entry, task, num_endings):
             raise ValueError('"score" is not a number, or a very large one')
         return float(score)
     if "label" not in entry:
-        raise ValueError(f'"{"label" if task.answer == "place" else task.answer}" is missing')
+        raise ValueError(f'"{task.answer}" is missing')
     label = entry["label"]
     if isinstance(label, float) and label.is_integer():
         label = int(label)  # some programs write 1.0 for 1
     if isinstance(label, bool) or not isinstance(label, (str, int)):
         raise ValueError('"label" is neither a text nor a whole number')
-    if task.answer == "place" and label not in range(num_endings):
+    if "endings" in task.entries and label not in range(num_endings):
         raise ValueError(f'"label" is {label!r}, and there are {num_endings} endings: it is the '
                          "place of the right one, from 0 on")
     return label
@@ -127,27 +128,27 @@ def read_items(path, task, with_answers=True):
             if not line.strip():
                 continue
             try:
-                items.append(make_item(read_entry(line), number, task, with_answers))
-                check_alike(items)
+                item = make_item(read_entry(line), number, task, with_answers)
+                check_alike(items[0] if items else item, item)
+                items.append(item)
             except ValueError as e:
                 entries = ", ".join(filter(None, (*task.entries, task.answer)))
                 problems.append(f"{path}, line {number}: {e}. The entries of {task.name}: "
-                                f"{entries.replace('place', 'label')}")
+                                f"{entries}")
     if not items:
         raise UserError(problems[0] if problems else f"{path} has no items: give one JSON object "
                         "a line")
     return items, problems
 
 
-def check_alike(items):
+def check_alike(first, item):
     """All items of a file need the same kind of answer and, for embed, as many texts."""
-    first, last = items[0], items[-1]
-    if (type(first.answer) is float) != (type(last.answer) is float):
+    if (type(first.answer) is float) != (type(item.answer) is float):
         raise ValueError("it has a label and the first item a score, or the other way round: all "
                          "items of a file need the same")
-    is_vector = last.answer is None and "endings" not in last.entry
-    if is_vector and len(first.texts) != len(last.texts):
-        raise ValueError(f"it has {len(last.texts)} text(s), the first item {len(first.texts)}: "
+    is_vector = item.answer is None and "endings" not in item.entry
+    if is_vector and len(first.texts) != len(item.texts):
+        raise ValueError(f"it has {len(item.texts)} text(s), the first item {len(first.texts)}: "
                          "all items of a file need the same")
 
 
@@ -230,7 +231,7 @@ def find_answers(task, train, val, config):
     What a task saves with its model -> labels (list, empty if it has none), mean and standard
     deviation of the scores. UserError if val asks for something that train does not teach.
     """
-    if task.answer in (None, "place"):
+    if task.answer is None or "endings" in task.entries:
         return [], 0.0, 1.0
     train_path, val_path = config.train or "--demo", config.val or config.train or "--demo"
     if isinstance(train[0].answer, float) != isinstance(val[0].answer, float):
@@ -299,7 +300,7 @@ def check_same_items(checkpoint, train, config):
 def check_out(path, task):
     """Where the predictions go: the path that was given, or a default. Or a UserError."""
     suffix = ".npy" if task.name == "embed" else ".jsonl"
-    path = os.path.expanduser(path) or f"answers{suffix}"
+    path = path or f"answers{suffix}"
     if not path.endswith(suffix):
         raise UserError(f"--out={path}: the answers of {task.name} are a {suffix} file")
     if os.path.lexists(path):
@@ -325,3 +326,25 @@ def write_predictions(path, task, items, scores):
     except OSError as e:
         raise UserError(f"cannot write {path} ({e.strerror}): choose another place with --out")
     print0(f"wrote {path}: {len(items)} items")
+
+
+# --- what to type next ----------------------------------------------------------------------------
+
+DEMO_ITEMS = {  # shell commands that write something to try a model of --demo on
+    "classify": """echo '{"text": "My kingdom for a horse!"}' > demo.jsonl; """,
+    "choose": """echo '{"ctx": "Who is there?", "endings": ["A friend.", "At noon."]}' """
+              "> demo.jsonl; ",
+    "embed": """printf '{"passage": "%s"}\\n' "A friend." "At noon, my lord." > demo.jsonl; """,
+}
+
+
+def print_next(task_name, config):
+    """What to type after a run. After --demo the line can be pasted as it is."""
+    write, path, question = "", "items.jsonl", "a question"
+    if config.demo:
+        write, path, question = DEMO_ITEMS[task_name], "demo.jsonl", "Who is there?"
+    log_dir = shlex.quote(config.log_dir)
+    if task_name == "embed":
+        print0(f'next: {write}python finetune.py search {log_dir} {path} "{question}"')
+    else:
+        print0(f"next: {write}python finetune.py predict {log_dir} {path}")

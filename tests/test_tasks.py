@@ -73,6 +73,8 @@ def test_wrong_files(tmp_path):
     assert "has no items" in refusal(read_items, write(tmp_path / "a.jsonl"), "classify")
     mixed = [{"a": "a", "b": "b", "label": 1}, {"a": "a", "b": "b", "score": 1}]
     assert "line 2: " in refusal(read_items, write(tmp_path / "b.jsonl", *mixed), "compare")
+    items, problems = tasks.read_items(write(tmp_path / "b.jsonl", *mixed), TASKS["compare"])
+    assert len(items) == len(problems) == 1, "a line with a problem is not among the items"
     mixed = [{"text": "a"}, {"query": "a", "passage": "b"}]
     assert "line 2: " in tasks.read_items(write(tmp_path / "c.jsonl", *mixed), Embed, with_answers=False)[1][0]
 
