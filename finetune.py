@@ -570,7 +570,7 @@ EVAL_ITEMS = 32  # in a batch
 @torch.no_grad()
 def predict_scores(model, examples, process, before_batch=lambda: None):
     """
-    What the model says of each example -> in the first process, on its CPU: scores (n, k), with
+    The model's scores for each example -> in the first process, on its CPU: scores (n, k), with
     -inf where an item has fewer endings; for embed vectors (n, texts, C). In the others None.
     before_batch: called before each batch, in all processes
     """

@@ -39,7 +39,7 @@ class Run(NamedTuple):
     path: str  # as typed
     name: str  # for the legend
     log: dict  # {stream: {step: value}}
-    tokenizer: str  # its name
+    tokenizer: dict  # its spec, as in support/tokenizer.py
     tokens_a_step: int
     settings: dict  # and the number of tokens it trains on; {} without settings.json
 
@@ -51,7 +51,7 @@ def read_run(path):
     # the original program wrote no settings.json, and all its runs followed one recipe
     has_settings = os.path.exists(os.path.join(folder, "settings.json"))
     default = "unknown" if has_settings else "gpt2"
-    tokenizer = settings.get("tokenizer", {}).get("name", default)
+    tokenizer = settings.get("tokenizer", {"name": default})
     tokens_a_step = settings.get("train_config", {}).get("total_batch_size", TOKENS_A_STEP)
     values = {}
     for part in ("config", "train_config", "stream"):
@@ -79,8 +79,9 @@ def check_comparable(runs):
     """UserError for a run that cannot be compared with the public ones."""
     for run in runs:
         # a loss per character cannot be compared with a loss per token
-        if run.tokenizer != "gpt2":
-            raise UserError(f"the tokenizer of {run.path} is {run.tokenizer}, not gpt2: leave "
+        name = run.tokenizer["name"]
+        if name != "gpt2":
+            raise UserError(f"the tokenizer of {run.path} is {name}, not gpt2: leave "
                             "--reference out")
 
 
@@ -128,13 +129,14 @@ def in_bits_per_byte(run):
 
 def choose_unit(runs):
     """
-    Nats per token of different tokenizers do not compare, bits per byte do -> runs, in the unit
-    that all of them share; its name
+    Losses in nats per token compare only if the runs share a tokenizer; bits per byte always do
+    -> runs, all in one unit; its name
     """
-    names = {run.tokenizer for run in runs}
-    if len(names) > 1 and all("bpb" in run.log for run in runs):
+    share = all(run.tokenizer == runs[0].tokenizer for run in runs)
+    if not share and all("bpb" in run.log for run in runs):
         return [in_bits_per_byte(run) for run in runs], "bits per byte"
-    return runs, "nats per character" if names == {"char"} else "nats per token"
+    chars = all(run.tokenizer["name"] == "char" for run in runs)
+    return runs, "nats per character" if chars else "nats per token"
 
 
 def draw_laptop_band(ax, runs, tokens):

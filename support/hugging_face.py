@@ -19,7 +19,7 @@ from support.tokenizer import GPT2Tokenizer, identify
 SAME = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False, "tie_word_embeddings": True}
-# the weights of OpenAI's Conv1D layers have the shape (in, out), those of nn.Linear (out, in)
+# OpenAI's Conv1D layers store (in, out), nn.Linear stores (out, in)
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 

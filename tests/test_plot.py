@@ -41,11 +41,13 @@ def plot_log(tmp_path):
     return make
 
 
-def test_different_tokenizers_are_compared_in_bits_per_byte(plot_log, tmp_path):
+@pytest.mark.parametrize("specs", [[{"name": "char", "chars": "ab"}, {"name": "bpe", "json": "1"}],
+                                   [{"name": "char", "chars": "ab"}, {"name": "char", "chars": "abc"}]])
+def test_different_tokenizers_are_compared_in_bits_per_byte(specs, plot_log, tmp_path):
     """A loss per character beside one per token would say that characters are easier."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
-    paths = [plot_log("chars", json.dumps({"tokenizer": {"name": "char"}})),
-             plot_log("words", json.dumps({"tokenizer": {"name": "bpe"}}))]
+    paths = [plot_log(spec["name"] + other, json.dumps({"tokenizer": spec}))
+             for other, spec in zip("ab", specs, strict=True)]
     for path, bpb in zip(paths, (2.5, 2.25), strict=True):
         with open(os.path.join(path, "log.txt"), "a") as f:
             f.write(f"1 bpb {bpb}\n")
@@ -114,7 +116,7 @@ def test_tokens_are_steps_times_the_batch(plot_log):
 @pytest.mark.parametrize("settings", ["{", "{}"])
 def test_settings_that_do_not_name_a_tokenizer(settings, plot_log, tmp_path):
     """The original program, always with GPT-2's, wrote no settings: what has some is of a run we know nothing of."""
-    assert [run.tokenizer for run in plot.read_runs([plot_log("original")])] == ["gpt2"]
+    assert [run.tokenizer for run in plot.read_runs([plot_log("original")])] == [{"name": "gpt2"}]
     line = refusal(plot.main, [plot_log("a", settings), "--reference", f"--out={tmp_path / 'p.png'}"])
     assert f"the tokenizer of {tmp_path / 'a'} is unknown, not gpt2" in line and not (tmp_path / "p.png").exists()
 

@@ -85,7 +85,7 @@ def checked_out(commit):
 # --- their runs -----------------------------------------------------------------------------------
 
 def start(program, flags, log_dir):
-    """Run train_gpt2.py, that of a version. What it prints goes into log_dir.txt"""
+    """Run the train_gpt2.py of a version. What it prints goes into log_dir.txt"""
     command = [sys.executable, program, *flags, f"--log_dir={log_dir}"]
     with open(f"{log_dir}.txt", "w", encoding="utf-8") as printed:
         code = subprocess.run(command, stdout=printed, stderr=subprocess.STDOUT).returncode
