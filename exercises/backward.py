@@ -1,19 +1,19 @@
 """
-The exercises 0f to 0i: what loss.backward() and optimizer.step() compute, each from an empty body.
-You write them here, with tensors alone: no autograd, no torch.optim.
+The exercises 0f to 0i: what loss.backward() and optimizer.step() compute. Each is an empty body for
+you to write, here in this file, with tensors alone: no autograd, no torch.optim.
 
     python -m pytest exercises -k 0f    # is it right? A second
 
-All derivations use one rule. If the loss depends on x through y, then
+All derivations use the chain rule. If the loss depends on x through y, then
 
     d loss / d x_i  =  sum over j of  d loss / d y_j * d y_j / d x_i
 
-We write dx for d loss / d x, which has the shape of x. So backward starts with dy, what the layers
-above pass down, and returns dx, what this layer passes on.
+We write dx for d loss / d x, which has the shape of x. A backward function gets dy from the layer
+above, and returns dx to the layer below.
 
 Letters in the comments on shapes
-    B rows of a batch   T tokens of a row (time)   nh heads   hs channels of a head
-    V the vocabulary's size   N positions, B * T of them   C channels
+    B rows in a batch   T tokens in a row (time)   nh heads   hs channels per head
+    V vocabulary size   N positions, N = B * T   C channels
 """
 import torch  # noqa: F401 (you will want it)
 
@@ -26,8 +26,8 @@ def cross_entropy_backward(logits, targets):
 
         loss = -log p_t = log(sum_j exp z_j) - z_t        since p_j = exp z_j / sum_k exp z_k
 
-    The derivative of the first term by z_i is exp z_i / sum_j exp z_j, which is p_i again. The
-    second term contributes -1 where i = t, and nothing elsewhere:
+    The derivative of the first term with respect to z_i is exp z_i / sum_j exp z_j, which is p_i.
+    The second term contributes -1 where i = t, and 0 elsewhere:
 
         dz_i = p_i - (1 if i = t else 0)
 
@@ -37,8 +37,8 @@ def cross_entropy_backward(logits, targets):
 
 def layer_norm_backward(dy, x, weight, bias, eps=1e-5):
     """
-    0g. dy, x (N, C); weight, bias (C,) -> dx (N, C). Adds the other two gradients to weight.grad
-    and bias.grad, which hold what earlier micro batches left there.
+    0g. dy, x (N, C); weight, bias (C,) -> dx (N, C). Adds the gradients of weight and bias to
+    weight.grad and bias.grad, which already hold the gradients of earlier micro batches.
 
     Forward, for each row of x, with the mean and the variance over its C channels:
 
@@ -48,17 +48,17 @@ def layer_norm_backward(dy, x, weight, bias, eps=1e-5):
 
         dweight = sum over rows of dy * xhat        dbias = sum over rows of dy
 
-    xhat gets g = dy * weight. Each xhat_j depends on x_i in three ways:
+    The gradient of xhat is g = dy * weight. Each xhat_j depends on x_i in three ways:
 
-        d xhat_j / d x_i = 1/sigma (if i = j)  -  1/(C sigma)  -  xhat_i xhat_j / (C sigma)
-                           directly               by the mean     by sigma
+        d xhat_j / d x_i = 1/sigma (if i = j)  -  1/(C sigma)        -  xhat_i xhat_j / (C sigma)
+                           directly               through the mean      through sigma
 
-    (the last, because d sigma / d x_i = xhat_i / C). Multiplied by g_j and summed over j:
+    (The third term follows from d sigma / d x_i = xhat_i / C.) Multiply by g_j and sum over j:
 
         dx = (g - mean(g) - xhat * mean(g * xhat)) / sigma
 
-    where both means are over the row's channels. Whatever dy is, dx sums to zero in each row:
-    adding a constant to x changes nothing, so the gradient has no part in that direction.
+    Both means are over the row's channels. Whatever dy is, each row of dx sums to zero: adding a
+    constant to x does not change y, so the gradient has no component in that direction.
     """
 
 
@@ -66,46 +66,46 @@ def attention_backward(dy, q, k, v):
     """
     0h. dy, q, k, v (B, nh, T, hs) -> dq, dk, dv, each (B, nh, T, hs).
 
-    Forward, causal, as in 0b (all products are matrix products in each head):
+    Forward, causal, as in 0b (all products are matrix products, one for each head):
 
         S = q k^T / sqrt(hs), and -inf where the key is in the future     (T, T)
         P = softmax(S), over the keys                                     (T, T)
         y = P v                                                           (T, hs)
 
     The rule for a product: if y = P v, then dP = dy v^T and dv = P^T dy. (y_ic is the sum over j of
-    P_ij v_jc, so P_ij gets the sum over c of dy_ic v_jc. Shapes leave no other choice.)
+    P_ij v_jc, so dP_ij is the sum over c of dy_ic v_jc. The shapes leave no other choice.)
 
-    Softmax, in one row p of P with its scores s: d p_j / d s_i = p_j ((1 if i = j else 0) - p_i).
-    Multiplied by dp_j and summed over j:
+    Softmax, for one row p of P with the scores s: d p_j / d s_i = p_j ((1 if i = j else 0) - p_i).
+    Multiply by dp_j and sum over j:
 
         ds_i = p_i (dp_i - sum_j p_j dp_j)
 
-    A key in the future has p = 0, so its ds is 0 as well: backward needs no mask of its own.
+    A key in the future has p = 0, so its ds is 0 too: backward needs no mask of its own.
 
-    The first product again: dq = dS k / sqrt(hs) and dk = dS^T q / sqrt(hs).
+    Back through the first product: dq = dS k / sqrt(hs) and dk = dS^T q / sqrt(hs).
     """
 
 
 def adamw(p, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
     """
-    0i. One step of AdamW for one parameter p, all tensors of its shape -> the new p, m and v.
-    t counts steps: it is 1 in the first, where m and v are zeros.
+    0i. One step of AdamW for one parameter p -> the new p, m and v. All tensors have the shape of
+    p. t is the number of the step: 1 in the first one, where m and v are still zeros.
 
     Adam keeps two running means: of the gradients, and of their squares.
 
         m = beta1 m + (1 - beta1) grad
         v = beta2 v + (1 - beta2) grad^2
 
-    They start at zero, and that is felt for a while. If all gradients were g, then after t steps
-    m = (1 - beta1) (1 + beta1 + ... + beta1^(t-1)) g = (1 - beta1^t) g. So this factor is divided
-    out, and 1 - beta2^t for v (bias correction):
+    They start at zero, so at first they are too small. If all gradients were g, then after t steps
+    m = (1 - beta1) (1 + beta1 + ... + beta1^(t-1)) g = (1 - beta1^t) g. Dividing by this factor,
+    and by 1 - beta2^t for v, removes the error (bias correction):
 
         mhat = m / (1 - beta1^t)        vhat = v / (1 - beta2^t)
 
-    The step is about lr long in every coordinate, however large the gradients are. eps keeps the
-    division finite where all gradients are zero. Weight decay pulls the old p towards zero, and
-    does not pass through m and v (hence the W: decoupled). Added to the gradient it would be
-    divided by sqrt(vhat), and the weights with large gradients would hardly decay.
+    Every coordinate moves by about lr, however large its gradients are. eps keeps the division
+    finite where all gradients are zero. Weight decay pulls the old p towards zero and bypasses m
+    and v (the W in AdamW: decoupled weight decay). If it were added to the gradient, it would be
+    divided by sqrt(vhat), and weights with large gradients would hardly decay.
 
         new p = p - lr mhat / (sqrt(vhat) + eps) - lr weight_decay p
     """

@@ -1,7 +1,7 @@
 """
-What the checks of the exercises share. A check looks for what can go wrong, one slip at a time, and names the slip. It
-has the right function with a switch for each slip: whatever comes out of a learner's function is compared with what
-comes out of one slip, and then with what comes out of two or three at once.
+Helpers for the checks of the exercises. A check does not only say that an answer is wrong, it names the slip. It has
+the right function, with a switch for each usual slip. It compares the output of the learner's function with the output
+of each slip alone, then of two and three slips together.
 """
 from itertools import combinations
 
@@ -10,23 +10,23 @@ import torch
 
 
 def expect(fact, otherwise):
-    """An assert whose message stands alone: a reader wants to know what is expected, not how it was compared."""
+    """An assert that prints its message alone: a learner needs the fact, not the comparison."""
     if not fact:
         pytest.fail(otherwise, pytrace=False)
 
 
 def random(*shape, scale=1.0):
-    """The same normal numbers at each call."""
+    """Normally distributed numbers, the same in every call."""
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def close(a, b, tolerance=1e-5):
-    """Equal to a hundred thousandth of the largest number."""
+    """Equal to within a hundred thousandth of the largest number."""
     return bool((a - b).abs().max() <= tolerance * b.abs().max())
 
 
 def same(a, b):
-    """Tensors that are close, tuples of tensors that are, or equal lists."""
+    """True for tensors that are close, for tuples of such tensors, and for equal lists."""
     if isinstance(b, tuple):
         return all(same(*pair) for pair in zip(a, b, strict=True))
     return close(a, b) if isinstance(b, torch.Tensor) else a == b
@@ -39,7 +39,7 @@ def expect_shape(name, result, shape):
 
 
 def expect_tuple(name, result, names):
-    """A function that returns several things."""
+    """Check that a function returned a tuple with as many parts as there are names."""
     wanted = f"{', '.join(names[:-1])} and {names[-1]}"
     expect(result is not None, f"{name} returns nothing yet; it should return {wanted}")
     expect(isinstance(result, tuple) and len(result) == len(names),
@@ -48,9 +48,9 @@ def expect_tuple(name, result, names):
 
 def diagnose(result, compute, slips, otherwise):
     """
-    result: what the learner's function returned; compute(**changes): what the right function returns, or one with
-    changes; slips: {explanation: changes}. Passes if the result is right. Otherwise names the slip that explains it,
-    or the first of two or three that do so together.
+    result: what the learner's function returned; compute(**changes): the output of the right function with these slips
+    switched on; slips: {explanation: changes}. Passes if the result is right. Otherwise fails, and names the slip that
+    explains the result, or the first of two or three slips that explain it together.
     """
     right = compute()
     if same(result, right):
@@ -59,14 +59,14 @@ def diagnose(result, compute, slips, otherwise):
         for chosen in combinations(slips, n):
             changes = merge(slips[explanation] for explanation in chosen)
             wrong = right if changes is None else compute(**changes)
-            # slips that this case cannot show explain nothing
-            more = "" if n == 1 else f". (And there is more than one slip, {n} in all: mend this one first)"
+            # a slip that does not change this output cannot explain it
+            more = "" if n == 1 else f". (There are {n} slips in all: fix this one first)"
             expect(same(wrong, right) or not same(result, wrong), chosen[0] + more)
     pytest.fail(otherwise, pytrace=False)
 
 
 def merge(several):
-    """Several changes as one dict; None if two of them change one thing."""
+    """Merge dicts of changes into one; None if two of them set the same switch."""
     merged = {}
     for changes in several:
         if merged.keys() & changes.keys():

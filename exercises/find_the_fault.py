@@ -1,6 +1,6 @@
 """
 Find the fault: somebody has changed one thing in a copy of train_gpt2.py. You see what a user would
-see, and say what it is.
+see. What was changed?
 
     python exercises/find_the_fault.py --seed=3                  # trains 300 steps
     python exercises/find_the_fault.py --seed=3 --show=norm      # look closer: the largest norms
@@ -8,10 +8,10 @@ see, and say what it is.
     python exercises/find_the_fault.py --seed=3 --answer=zero_grad    # the list comes with the run
     python exercises/find_the_fault.py --score                   # how am I doing?
 
-Each seed plants one fault, or none. The first answer to a seed counts, and reveals the fault.
-Training takes half a minute on an idle machine. Your train_gpt2.py stays as it is; runs and score
-are in log_faults/. The laptop preset, with two micro steps and dropout, so that faults in either
-show.
+Each seed plants one fault, or none. Only the first answer to a seed counts, because it reveals the
+fault. The run is the laptop preset, with two micro steps and dropout, so that faults in these show
+too. Training takes half a minute on an idle machine. Your train_gpt2.py stays as it is; runs and
+score go to log_faults/.
 """
 import argparse
 import difflib
@@ -35,12 +35,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STEPS = 300
 FLAGS = (f"--preset=laptop --device=cpu --max_steps={STEPS} --warmup_steps=100 --B=4 --dropout=0.1 --eval_every=100 "
          f"--val_tokens=16384 --save_every={STEPS}").split()
-SOUND = os.path.join(ROOT, "exercises", "sound_run.json")  # what record() measured
-FAR = 3  # so many standard deviations from the mean of five sound seeds are OUTSIDE
+SOUND = os.path.join(ROOT, "exercises", "sound_run.json")  # written by record()
+FAR = 3  # OUTSIDE: more standard deviations than this from the mean of five sound seeds
 
 
 def choose(seed):
-    """Seeds 0 to 20 meet every fault once, and so do the next 21."""
+    """Seeds 0 to 20 plant every fault once, in random order, and so do the next 21."""
     n = len(FAULTS)
     return random.Random(seed // n).sample(FAULTS, n)[seed % n]
 
@@ -51,7 +51,7 @@ def source():
 
 
 def train(fault, folder, *flags):
-    """Train a copy of train_gpt2.py with a fault; its log and what it printed are in folder."""
+    """Train a copy of train_gpt2.py with a fault; its log and its output go to folder."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "train_gpt2.py")
     with atomic_write(path, "w", encoding="utf-8") as f:
@@ -69,7 +69,7 @@ def train(fault, folder, *flags):
 # what is measured
 
 def mean_before(values, step):
-    """The mean of the 20 steps before this one. Nothing is before step 0: its own value."""
+    """The mean over the 20 steps before this one; for step 0, its own value."""
     return statistics.mean(values[i] for i in range(max(0, step - 20), max(1, step)))
 
 
@@ -81,12 +81,12 @@ def losses(log):
 
 
 def largest_norms(log):
-    """The largest norm of steps 0 to 4, of steps 5 to 9, ... -> list"""
+    """-> list: the largest norm of steps 0 to 4, of steps 5 to 9, ..."""
     return [max(log["norm"][i] for i in range(step, step + 5)) for step in range(0, STEPS, 5)]
 
 
 def weights(folder):
-    """The parameters at the end -> {name: [mean, std]}, lengths of wpe's rows"""
+    """-> {name: [mean, std]} of each parameter at the end, and the norms of the rows of wpe"""
     saved = torch.load(os.path.join(folder, "log", f"model_{STEPS:05d}.pt"), weights_only=True,
                        map_location="cpu")["model"]
     moments = {name: [w.float().mean().item(), w.float().std().item()] for name, w in saved.items()}
@@ -112,14 +112,14 @@ def record(folder):
             five[step][what] = [statistics.mean(values), statistics.stdev(values)]
     text = json.dumps(json.loads(json.dumps(sound), parse_float=lambda number: round(float(number), 4)))
     with atomic_write(SOUND, "w", encoding="utf-8") as f:
-        f.write(text.replace('], "', '],\n"') + "\n")  # a line for each parameter
+        f.write(text.replace('], "', '],\n"') + "\n")  # one line per parameter
 
 
 # ----------------------------------------------------------------------------------------------------
 # what is shown
 
 def show_run(folder):
-    """The log, the losses beside the band, the samples."""
+    """Print parts of the log, the losses beside the band, and a sample."""
     with open(os.path.join(folder, "printed.txt"), encoding="utf-8") as f:
         lines = f.read().splitlines()
     steps = [line for line in lines if line.startswith("step ")]
@@ -139,15 +139,15 @@ def show_band(measured):
             verdict = "OUTSIDE" if abs(value - mean) > FAR * std else "in the band"
             print_here(f"{step:>6} {what:>11} {value:7.3f}   {sound['losses'][step][what]:22.3f}   "
                        f"{mean:.3f} +- {std:.3f}   {verdict}")
-    print_here("train and norm: means of the 20 steps before; at step 0, its own. +- is one standard\n"
-               f"deviation; OUTSIDE = more than {FAR} of them from the mean of the five seeds")
+    print_here("train and norm: means of the 20 steps before; for step 0, its own values. +- is one standard\n"
+               f"deviation; OUTSIDE = more than {FAR} standard deviations from the mean of the five seeds")
 
 
 def show_norm(folder):
-    """The largest norm of the gradient in each five steps, as numbers and as bars."""
+    """Print the largest gradient norm in every five steps, as numbers and as bars."""
     log, _ = read_log(os.path.join(folder, "log"))
-    print_here("in each five steps: lr and train loss of the first, and the largest norm (before clipping);\n"
-               "in parentheses: a sound run, same seed. The bar ends at a norm of 3; > means that there is more")
+    print_here("for every five steps: lr and train loss of the first, and the largest norm (before clipping);\n"
+               "in parentheses: a sound run, same seed. Bars end at a norm of 3; > marks a larger norm")
     for i, (norm, sound) in enumerate(zip(largest_norms(log), read_json(SOUND)["norms"], strict=True)):
         step = 5 * i
         bar = "#" * 60 + ">" if norm > 3 else "#" * round(20 * norm)
@@ -156,14 +156,14 @@ def show_norm(folder):
 
 
 def show_weights(folder):
-    """Mean and standard deviation of each parameter at the end, and the rows of wpe."""
+    """Print mean and standard deviation of each parameter at the end, and the norms of the rows of wpe."""
     moments, rows = weights(folder)
     sound = read_json(SOUND)
     print_here("in parentheses: a sound run, same seed")
     for name, (mean, std) in moments.items():
         sound_mean, sound_std = sound["weights"][name]
         print_here(f"{name:34} mean {mean:8.4f} ({sound_mean:7.4f})   std {std:.4f} ({sound_std:.4f})")
-    print_here("lengths of wpe's rows, and in the sound run:")
+    print_here("norms of the rows of wpe, here and in the sound run:")
     for first in range(0, len(rows), 16):
         for whose, lengths in (("here", rows), ("sound", sound["wpe"])):
             numbers = " ".join(f"{length:.2f}" for length in lengths[first:first + 16])
@@ -174,7 +174,7 @@ def show_weights(folder):
 # the answer
 
 def grade(seed, answer, path):
-    """Add the answer to the score; print whether it was this fault, what gave it away, and the diff."""
+    """Add the answer to the score; print whether it was right, what gave the fault away, and the diff."""
     fault = choose(seed)
     score = read_score(path)
     score.setdefault(str(seed), {"fault": fault.name, "answer": answer})  # the first answer counts
@@ -183,7 +183,7 @@ def grade(seed, answer, path):
     print_here("yes:" if answer == fault.name else f"no. It was {fault.name}:", fault.what + ".")
     print_here(fault.gives_away)
     lines = source().splitlines(), plant(fault, source()).splitlines()
-    for line in list(difflib.unified_diff(*lines, n=1, lineterm=""))[2:]:  # without the names of two files
+    for line in list(difflib.unified_diff(*lines, n=1, lineterm=""))[2:]:  # without the two file names
         print_here(f"  {line}")
     print_score(score)
 
@@ -205,11 +205,11 @@ def main(argv):
     parser.add_argument("--seed", type=int, default=1, help="which game [%(default)s]")
     parser.add_argument("--show", choices=["norm", "weights"], help="look closer at the run")
     parser.add_argument("--answer", choices=names, metavar="NAME",
-                        help="what it is (the first answer to a seed counts, and reveals the fault)")
+                        help="name the fault (only the first answer to a seed counts, because it reveals the fault)")
     parser.add_argument("--score", action="store_true", help="print the score")
     parser.add_argument("--folder", default=os.path.join(ROOT, "log_faults"), help="for runs and score [log_faults]")
     parser.add_argument("--record", action="store_true",
-                        help="if train_gpt2.py has changed: write sound_run.json again (six runs)")
+                        help="after a change of train_gpt2.py: write sound_run.json again (six runs)")
     args = parser.parse_args(argv)
     if args.record:
         return record(args.folder)

@@ -1,10 +1,11 @@
 """
-Checks of exercises/backward.py: the backward of the loss, of LayerNorm and of attention, and AdamW, from empty bodies.
-Each fails until its function is written, and says what it expects.
+Checks for exercises/backward.py: the backward passes of the loss, LayerNorm and attention, and AdamW. Each fails until
+its function is written, and says what it expects.
 
     python -m pytest exercises -k 0f    # and 0g, 0h, 0i
 
-A wrong answer is compared with the usual slips first, see checks.py. Autograd and torch.optim have the last word.
+A wrong answer is compared with the usual slips, and the message names the slip: see checks.py. At the end each answer
+is compared with autograd or torch.optim.
 """
 import backward
 import torch
@@ -24,7 +25,7 @@ def dlogits(logits, targets, sign=1, one_hot=1, probs="softmax", divisor=None):
 
 
 def test_0f_cross_entropy_backward():
-    """(softmax - one-hot) / N: probabilities go down, the target's goes up."""
+    """(softmax - one-hot) / N: a step lowers every wrong token's probability and raises the target's."""
     logits, targets = random(6, 9, scale=2.0), torch.tensor([0, 3, 3, 8, 1, 5])
     given = logits.clone()
     grad = backward.cross_entropy_backward(given, targets.clone())
@@ -33,27 +34,27 @@ def test_0f_cross_entropy_backward():
                                 "may still need the logits, so work on a new tensor")
     slips = {
         "the gradient is not divided by N: the loss is the mean over the positions": dict(divisor=1),
-        "divided by N * V: the mean runs over the N positions; the V logits of one position share one loss":
+        "divided by N * V: the mean is over the N positions, each with a single loss for its V logits":
             dict(divisor=54),
-        "the sign: a step goes against the gradient, so the target's gradient is negative, p - 1": dict(sign=-1),
-        "these are the probabilities: the -1 at each target is missing, and nothing would say what was right":
-            dict(one_hot=0),
-        "the target's gradient should be p - 1, and here it is p + 1": dict(one_hot=-1),
-        "1 is subtracted from all logits of a position: only its target has a -1": dict(one_hot="all"),
-        "this is the -1 at each target alone. The derivative of log(sum exp z) is missing, which is softmax(z)":
+        "the sign is wrong: a step goes against the gradient, so the target's gradient is negative, p - 1":
+            dict(sign=-1),
+        "these are the probabilities: the -1 at each target is missing": dict(one_hot=0),
+        "the target's gradient should be p - 1, but here it is p + 1": dict(one_hot=-1),
+        "1 is subtracted from all logits of a position; subtract it at the target only": dict(one_hot="all"),
+        "this is the -1 at each target alone: softmax(z), the derivative of log(sum exp z), is missing":
             dict(probs="zero"),
-        "the logits stand where their softmax should": dict(probs="none"),
+        "the logits stand where their softmax should be": dict(probs="none"),
         "the softmax runs over the positions; it should run over the vocabulary, dim=-1": dict(probs="over positions"),
     }
     diagnose(grad, lambda **changes: dlogits(logits, targets, **changes), slips,
-             "this is not (softmax(logits) - one_hot(targets)) / N. A check that needs no formula: each row sums to "
-             f"zero. Your first row sums to {grad[0].sum():.4f}")
+             "this is not (softmax(logits) - one_hot(targets)) / N. A check without the formula: each row should sum "
+             f"to zero; your first row sums to {grad[0].sum():.4f}")
     large = backward.cross_entropy_backward(torch.tensor([[1000.0, 0.0]]), torch.tensor([1]))
     expect(large.isfinite().all(), "logits of 1000 and 0 give nan: exp(1000) is too large for a float. Subtract each "
-                                   "row's largest logit first, or take torch.softmax")
+                                   "row's largest logit first, or use torch.softmax")
     leaf = logits.clone().requires_grad_()
     F.cross_entropy(leaf, targets).backward()
-    expect(close(grad, leaf.grad), "autograd says something else, and this check knows no better: tell us")
+    expect(close(grad, leaf.grad), "autograd gives another result, and this check cannot say why: please report it")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -73,21 +74,21 @@ def norm_backward(dy, x, weight, eps=1e-5, unbiased=False, weigh=True, mean=True
 
 
 NORM_SLIPS = {
-    "eps is forgotten: sigma is sqrt(variance + eps). Where a row hardly varies, it decides": dict(eps=0.0),
-    "the variance is divided by C - 1, which is torch's default: LayerNorm divides by C (unbiased=False)":
+    "eps is forgotten: sigma is sqrt(variance + eps). It matters for rows that hardly vary": dict(eps=0.0),
+    "the variance is divided by C - 1, torch's default; LayerNorm divides by C (unbiased=False)":
         dict(unbiased=True),
-    "xhat gets g = dy * weight: here it gets dy": dict(weigh=False),
+    "the gradient of xhat is g = dy * weight; here it gets dy": dict(weigh=False),
     "the mean depends on x as well: - mean(g) is missing": dict(mean=False),
     "sigma depends on x as well: - xhat * mean(g * xhat) is missing": dict(sigma=False),
-    "the division by sigma is missing at the end: xhat is x divided by it": dict(power=0),
-    "divided by the variance: sigma is its root": dict(power=2),
-    "the means run over the rows. Each row was normalized by itself, over its channels: dim=-1, keepdim=True":
+    "the division by sigma is missing at the end": dict(power=0),
+    "divided by the variance; sigma is its root": dict(power=2),
+    "the means run over the rows. Each row is normalized by itself, over its channels: dim=-1, keepdim=True":
         dict(dim=0),
 }
 
 
 def weight_grads(dy, x, before, add=True, mean=False, raw=False):
-    """What weight.grad and bias.grad hold afterwards."""
+    """What weight.grad and bias.grad should hold afterwards, with a switch for each usual slip."""
     xhat = x if raw else F.layer_norm(x, x.shape[-1:])
     found = [(dy * xhat), dy]
     found = [part.mean(0) if mean else part.sum(0) for part in found]
@@ -95,31 +96,31 @@ def weight_grads(dy, x, before, add=True, mean=False, raw=False):
 
 
 def test_0g_layer_norm_backward():
-    """(g - mean(g) - xhat mean(g xhat)) / sigma; the gradients of weight and bias are added to what is there."""
+    """(g - mean(g) - xhat mean(g xhat)) / sigma; the gradients of weight and bias are added to .grad."""
     everything = random(4, 6, 8)
     dy, (weight, bias, *before) = everything[0], everything[1, :4]
-    x = everything[2] * torch.tensor([1.0, 3.0, 1.0, 0.01, 0.02, 2.0])[:, None] + 0.5  # two rows hardly vary
+    x = everything[2] * torch.tensor([1.0, 3.0, 1.0, 0.01, 0.02, 2.0])[:, None] + 0.5  # two rows that hardly vary
     weight.grad, bias.grad = (old.clone() for old in before)
     dx = backward.layer_norm_backward(dy.clone(), x.clone(), weight, bias)
     expect_shape("layer_norm_backward", dx, (6, 8))
     diagnose(dx, lambda **changes: norm_backward(dy, x, weight, **changes), NORM_SLIPS,
-             "dx is not (g - mean(g) - xhat * mean(g * xhat)) / sigma with g = dy * weight. A check that needs no "
-             f"formula: each row of dx sums to zero. Your first row sums to {dx[0].sum():.4f}")
+             "dx is not (g - mean(g) - xhat * mean(g * xhat)) / sigma with g = dy * weight. A check without the "
+             f"formula: each row of dx should sum to zero; your first row sums to {dx[0].sum():.4f}")
     grads = [parameter.grad for parameter in (weight, bias)]
     for name, grad, old in zip(("weight", "bias"), grads, before, strict=True):
         expect(grad is not None and grad.shape == (8,), f"{name}.grad should have the shape (8,): the sum over rows")
         expect(not grad.equal(old), f"{name}.grad is as it was: add the gradient of {name} to it")
     diagnose(tuple(grads), lambda **changes: weight_grads(dy, x, before, **changes), {
-        "weight.grad and bias.grad are replaced (.grad = instead of +=): what earlier micro batches left is lost":
+        "weight.grad and bias.grad are replaced (.grad = instead of +=): what earlier micro batches added is lost":
             dict(add=False),
-        "the gradients of weight and bias are means over the rows. Each row uses the same weight, and what several "
-        "uses contribute is added: sum": dict(mean=True),
+        "the gradients of weight and bias are means over the rows. Every row uses the same weight, and the gradients "
+        "of several uses add up: take the sum": dict(mean=True),
         "the gradient of weight is the sum of dy * xhat, not of dy * x": dict(raw=True),
     }, "dx is right; weight.grad should grow by the sum over rows of dy * xhat, bias.grad by the sum of dy. "
        f"{'Only the first' if close(grads[1], before[1] + dy.sum(0)) else 'The second'} is wrong")
     leaf = x.clone().requires_grad_()
     F.layer_norm(leaf, (8,), weight, bias).backward(dy)
-    expect(close(dx, leaf.grad, 1e-4), "autograd says something else, and this check knows no better: tell us")
+    expect(close(dx, leaf.grad, 1e-4), "autograd gives another result, and this check cannot say why: please report it")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -146,50 +147,52 @@ def mix_backward(dy, q, k, v, mask="before", scale=None, late=True, row_sum=-1, 
 
 
 ATTENTION_SLIPS = {
-    "each token looks at the whole row, the future too: P has no mask": dict(mask="none"),
+    "each token attends to the whole row, the future too: P has no mask": dict(mask="none"),
     "the mask comes after the softmax: the rows of P no longer sum to one. Set the scores of the future to -inf "
-    "before it": dict(mask="after"),
+    "before the softmax": dict(mask="after"),
     "scores * mask makes the scores of the future 0, and exp(0) is 1: they still get weight. Set them to -inf":
         dict(mask="product"),
     "the scores are not divided by sqrt(hs)": dict(scale=1.0),
-    "S was divided by sqrt(hs), so what its gradient passes on to q and k is divided, too: dq and dk are too large":
+    "S was divided by sqrt(hs), so dS must be divided by it too before it goes to q and k: dq and dk are too large":
         dict(late=False),
-    "the softmax's backward lacks its second term: all weights of a row share one sum, ds = p * (dp - sum(p * dp))":
+    "the softmax's backward lacks its second term: the weights of a row sum to one, so ds = p * (dp - sum(p * dp))":
         dict(row_sum=0),
-    "in the softmax's backward the sum runs over the queries: each query has a softmax of its own, over the keys":
+    "in the softmax's backward the sum runs over the queries; each query has its own softmax, over the keys":
         dict(row_sum=-2),
-    "dv is P^T dy: a value gets from all queries that looked at it. Here P is not transposed": dict(transpose_p=False),
-    "dk is dS^T q: a key gets from all queries that looked at it. Here dS is not transposed": dict(transpose_s=False),
+    "dv is P^T dy: a value collects from all queries that attended to it. Here P is not transposed":
+        dict(transpose_p=False),
+    "dk is dS^T q: a key collects from all queries that attended to it. Here dS is not transposed":
+        dict(transpose_s=False),
 }
 
 
 def test_0h_attention_backward():
-    """Two products and a softmax, backwards. The mask is in P, and zeros stay zeros."""
+    """Backward through two products and a softmax. The mask is already in P: where P is 0, dS is 0."""
     q, k, v, dy = random(4, 2, 3, 6, 5, scale=1.5)  # B 2, nh 3, T 6, hs 5
     parts = backward.attention_backward(dy.clone(), q.clone(), k.clone(), v.clone())
     expect_tuple("attention_backward", parts, ("dq", "dk", "dv"))
     for name, part in zip(("dq", "dk", "dv"), parts, strict=True):
         expect_shape(f"for {name} attention_backward", part, (2, 3, 6, 5))
-        expect(part.isfinite().all(), f"{name} has nan: -inf * 0 is one. Put -inf into the scores before the softmax, "
-                                      "and work with P from there on")
+        expect(part.isfinite().all(), f"{name} has nan: -inf * 0 is nan. Put -inf into the scores before the softmax, "
+                                      "and use only P after it")
 
     def compute(**changes):
         return mix_backward(dy, q, k, v, **changes)
     right = [name for name, ours, theirs in zip(("dq", "dk", "dv"), compute(), parts, strict=True)
              if close(theirs, ours)]
     diagnose(parts, compute, ATTENTION_SLIPS,
-             f"{', '.join(right) or 'none of the three'} right, the rest is not. Follow the formulas one at a time: "
-             "P, then dv, then dP, then dS, which needs a look at its softmax, then dq and dk")
+             f"right so far: {', '.join(right) or 'none of the three'}. Follow the formulas one at a time: P, then dv, "
+             "then dP, then dS (check its softmax), then dq and dk")
     leaves = [part.clone().requires_grad_() for part in (q, k, v)]
     F.scaled_dot_product_attention(*leaves, is_causal=True).backward(dy)
     expect(all(close(part, leaf.grad, 1e-4) for part, leaf in zip(parts, leaves, strict=True)),
-           "autograd says something else, and this check knows no better: tell us")
+           "autograd gives another result, and this check cannot say why: please report it")
 
 
 # ----------------------------------------------------------------------------------------------------
 # 0i AdamW
 
-LR, BETA1, BETA2, EPS, DECAY = 0.1, 0.9, 0.95, 1e-3, 0.2  # large, so that each can be seen
+LR, BETA1, BETA2, EPS, DECAY = 0.1, 0.9, 0.95, 1e-3, 0.2  # large enough for each to show
 
 
 def a_step_of_adamw(p, grad, m, v, t, lr, beta1, beta2, eps, weight_decay, correct_m=True, correct_v=True,
@@ -218,48 +221,48 @@ def steps_of(function, grads, eps=EPS, betas=(BETA1, BETA2), **changes):
 
 
 ADAMW_SLIPS = {
-    "bias correction is missing: m and v begin at zero, and for a while they are too small. Divide by 1 - beta^t":
+    "bias correction is missing: m and v start at zero, so at first they are too small. Divide by 1 - beta^t":
         dict(correct_m=False, correct_v=False),
     "m has no bias correction: divide it by 1 - beta1^t": dict(correct_m=False),
     "v has no bias correction: divide it by 1 - beta2^t": dict(correct_v=False),
-    "bias correction is one step ahead: t is 1 in the first step, and the exponent is t": dict(late=True),
+    "bias correction is one step ahead: t is already 1 in the first step, so the exponent is t": dict(late=True),
     "weight decay goes into the gradient (this is Adam with L2, not AdamW): it passes through m and v, and is divided "
     "by sqrt(vhat). Subtract lr * weight_decay * p from p instead": dict(decay="gradient"),
     "weight decay is missing: - lr * weight_decay * p": dict(decay="none"),
-    "weight decay lacks lr: with weight_decay 0.1 a tenth of each weight would be gone after one step":
+    "weight decay lacks lr: with weight_decay = 0.1, one step would remove a tenth of each weight":
         dict(decay="no lr"),
-    "weight decay pulls the new p; it is the p from before the step that decays": dict(decay="afterwards"),
-    "eps is forgotten: where all gradients are small, it decides": dict(eps=0.0),
-    "eps is inside the root: sqrt(vhat) + eps, not sqrt(vhat + eps)": dict(eps_inside=True),
+    "weight decay pulls the new p; it should pull the p from before the step": dict(decay="afterwards"),
+    "eps is forgotten: it matters where all gradients are small": dict(eps=0.0),
+    "eps is inside the root: it should be sqrt(vhat) + eps, not sqrt(vhat + eps)": dict(eps_inside=True),
     "v should be the mean of the squared gradients; here they are not squared": dict(square=False),
-    "the root is missing: with vhat alone the step would have the wrong unit, one over a gradient": dict(root=False),
-    "the sign: this goes uphill": dict(sign=-1),
+    "the root is missing: divide by sqrt(vhat) + eps, so that the size of the gradients cancels": dict(root=False),
+    "the sign is wrong: this goes uphill": dict(sign=-1),
     "beta1 and beta2 are swapped: beta1 belongs to m, beta2 to v": dict(betas=(BETA2, BETA1)),
-    "the m and v returned are the corrected ones, and the next step would correct them again: keep m and v as they "
-    "are, and use mhat and vhat for this step only": dict(keep="corrected"),
+    "the m and v returned are the corrected ones, so the next step would correct them again: return m and v, and use "
+    "mhat and vhat for this step only": dict(keep="corrected"),
 }
 
 
 def test_0i_adamw():
-    """Two running means, each corrected for its start at zero; decay apart from both; as torch.optim.AdamW."""
+    """Two running means, each corrected for its start at zero; weight decay bypasses both; as torch.optim.AdamW."""
     grads = random(20, 5) * torch.tensor([1.0, 3.0, 0.1, 1e-3, 1.0]) + torch.tensor([0.0, 1.0, 0.0, 0.0, -0.5])
     result = backward.adamw(random(5), grads[0].clone(), *torch.zeros(2, 5), 1, LR, BETA1, BETA2, EPS, DECAY)
     expect_tuple("adamw", result, ("the new p", "m", "v"))
     for name, part in zip(("p", "m", "v"), result, strict=True):
         expect_shape(f"for {name} adamw", part, (5,))
     still = backward.adamw(torch.ones(1), *torch.zeros(3, 1), 1, LR, BETA1, BETA2, EPS, DECAY)[0]
-    expect(still.isfinite().all(), "a parameter whose gradient has always been 0 becomes nan: 0 / 0. This is what eps "
-                                   "is for: divide by sqrt(vhat) + eps")
+    expect(still.isfinite().all(), "a parameter whose gradient has always been 0 becomes nan, from 0 / 0. This is what "
+                                   "eps is for: divide by sqrt(vhat) + eps")
     result = steps_of(backward.adamw, grads.clone())
     p, m, v = steps_of(a_step_of_adamw, grads)
     parts = [name for name, ours, theirs in zip("pmv", (p, m, v), result, strict=True) if close(theirs, ours)]
     diagnose(result, lambda **changes: steps_of(a_step_of_adamw, grads, **changes), ADAMW_SLIPS,
-             f"after 20 steps {', '.join(parts) or 'none of p, m and v'} right, the rest is not. m is "
-             "beta1 m + (1 - beta1) grad; v the same with beta2 and grad^2; then mhat, vhat, p")
+             f"right after 20 steps: {', '.join(parts) or 'none of p, m and v'}. m is beta1 m + (1 - beta1) grad; "
+             "v likewise with beta2 and grad^2; then mhat, vhat, p")
     parameter = torch.nn.Parameter(random(5))
     optimizer = torch.optim.AdamW([parameter], LR, (BETA1, BETA2), EPS, DECAY)
     for grad in grads:
         parameter.grad = grad.clone()
         optimizer.step()
     expect(close(result[0], parameter.detach(), 1e-4),
-           "torch.optim.AdamW says something else, and this check knows no better: tell us")
+           "torch.optim.AdamW gives another result, and this check cannot say why: please report it")

@@ -1,11 +1,11 @@
 """
-Checks of exercises/tokens.py: byte pair encoding, learned and applied, and nucleus sampling, from empty bodies. Each
-fails until its function is written, and says what it expects.
+Checks for exercises/tokens.py: byte pair encoding, learned and applied, and nucleus sampling. Each fails until its
+function is written, and says what it expects.
 
     python -m pytest exercises -k 0j    # and 0k, 0l
 
-A wrong answer is compared with the usual slips first, see checks.py. The last word has Hugging Face's `tokenizers`, on
-the plays that the laptop preset learns from.
+A wrong answer is compared with the usual slips, and the message names the slip: see checks.py. At the end the BPE
+answers are compared with Hugging Face's `tokenizers`, on the plays that the laptop preset learns from.
 """
 import functools
 import json
@@ -24,11 +24,11 @@ LOW = {b"low": 5, b"lower": 2, b"lowest": 3, b"newer": 6}
 
 
 # ----------------------------------------------------------------------------------------------------
-# what `tokenizers` says. A byte b becomes the letter chr(0x4E00 + b), so that its ids are those of the exercise
+# the reference, `tokenizers`. A byte b is spelled as the letter chr(0x4E00 + b), so that ids match the exercise's
 
 @functools.cache
 def plays():
-    """The words of the first 60,000 characters of the plays -> {bytes: how often}. A space belongs to its word."""
+    """The words of the first 60,000 characters of the plays -> {bytes: how often}. A space belongs to the next word."""
     with open(os.path.join(ROOT, "input.txt"), encoding="utf-8") as f:
         return Counter(word.encode() for word in re.findall(r" ?[A-Za-z]+| ?[^A-Za-z\s]+|\s", f.read(60_000)))
 
@@ -39,7 +39,7 @@ def spell(word):
 
 @functools.cache
 def theirs(num_merges):
-    """-> a tokenizers.Tokenizer trained on the plays, its merges as pairs of ids"""
+    """-> a tokenizers.Tokenizer trained on the plays, and its merges as pairs of ids"""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = [chr(0x4E00 + b) for b in range(256)]
@@ -53,7 +53,7 @@ def theirs(num_merges):
 # 0j learning the merges
 
 def replace(ids, pair, new, once=False):
-    """Replace a pair from left to right. once: only where it is met first"""
+    """Replace a pair from left to right. once: only its first occurrence"""
     out, i = [], 0
     while i < len(ids):
         if tuple(ids[i : i + 2]) == pair and not (once and new in out):
@@ -67,7 +67,7 @@ def replace(ids, pair, new, once=False):
 
 def learn(words, num_merges, weigh=True, ties=1, across=False, again=True, once=False, number=1, rare=False,
           ties_by="pair"):
-    """BPE's training, with a switch for each usual slip."""
+    """BPE training, with a switch for each usual slip."""
     rows = [(list(word), n if weigh else 1) for word, n in words.items()]
     if across:
         rows = [([b for word, n in words.items() for b in list(word) * (n if weigh else 1)], 1)]
@@ -93,15 +93,15 @@ def learn(words, num_merges, weigh=True, ties=1, across=False, again=True, once=
 LEARNING_SLIPS = {
     "each different word is counted once; count its pairs as often as the word occurs": dict(weigh=False),
     "the rarest pair is merged; take the most frequent one": dict(rare=True),
-    "of equally frequent pairs the largest is taken; take the smallest, so that all get the same merges":
+    "of equally frequent pairs the largest is taken; take the smallest, so that everybody gets the same merges":
         dict(ties=-1),
     "of equally frequent pairs the one that is met first is taken; take the smallest": dict(ties_by="first met"),
-    "pairs are counted across the ends of words: the last letter of a word and the first of the next are no neighbors":
+    "pairs are counted across word ends: the last letter of a word and the first of the next word are no neighbors":
         dict(across=True),
-    "the pairs are counted once, at the start. Count again after each merge: merging (l, o) takes away from (o, w), "
-    "and makes new pairs": dict(again=False),
-    "a pair is replaced only where it is met first in a word: replace all": dict(once=True),
-    "all merges make the same token: merge i makes token 256 + i": dict(number=0),
+    "the pairs are counted once, at the start. Count again after each merge: merging (l, o) removes pairs (o, w) and "
+    "makes new ones": dict(again=False),
+    "a pair is replaced only where it is met first in a word; replace it everywhere": dict(once=True),
+    "all merges make the same token; merge i should make token 256 + i": dict(number=0),
 }
 
 
@@ -123,19 +123,19 @@ def test_0j_train_bpe():
     try:
         few = tokens.train_bpe({b"ab": 1}, 5)
     except ValueError as e:
-        pytest.fail(f"when no pair is left it should end early, and it fails: {e}", pytrace=False)
-    expect(few == [(97, 98)], f"the word ab has one pair, so there is one merge, (97, 98); here are {few}")
+        pytest.fail(f"when no pair is left it should end early, but it fails: {e}", pytrace=False)
+    expect(few == [(97, 98)], f"the word ab has one pair, so there is one merge, (97, 98), not {few}")
     ours, expected = tokens.train_bpe(dict(plays()), 40), theirs(40)[1]
     for i, (pair, other) in enumerate(zip(ours, expected, strict=False)):
-        expect(pair == other, f"on the plays merge {i} should be {other}, says `tokenizers`, not {pair}")
-    expect(len(ours) == 40, f"40 merges were asked for, and {len(ours)} came")
+        expect(pair == other, f"on the plays, merge {i} should be {other} (as in `tokenizers`), not {pair}")
+    expect(len(ours) == 40, f"train_bpe was asked for 40 merges and returned {len(ours)}")
 
 
 # ----------------------------------------------------------------------------------------------------
 # 0k applying them
 
 def apply(word, merges, order=1, once=False, rounds=None, first_met=False, longest=False, start=256):
-    """BPE's encoding, with a switch for each usual slip."""
+    """BPE encoding, with a switch for each usual slip."""
     if longest:
         return longest_first(word, merges, start)
     ids, rank = list(word), {pair: i for i, pair in enumerate(merges)}
@@ -152,7 +152,7 @@ def apply(word, merges, order=1, once=False, rounds=None, first_met=False, longe
 
 
 def longest_first(word, merges, start):
-    """At each place the longest token that fits."""
+    """At each position, take the longest token that fits."""
     spelled = {bytes([b]): b for b in range(256)}
     bytes_of = {b: bytes([b]) for b in range(256)}
     for i, (a, b) in enumerate(merges):
@@ -167,18 +167,18 @@ def longest_first(word, merges, start):
 
 
 ENCODING_SLIPS = {
-    "the pair that was learned last goes first; the one learned first goes first": dict(order=-1),
-    "the leftmost pair that is in merges goes first; of all pairs in the word, the one learned first goes first":
+    "the pair that was learned last goes first; the one learned first should": dict(order=-1),
+    "the leftmost pair that is in merges goes first; of all pairs in the word, the one learned first should":
         dict(first_met=True),
-    "at each place the longest token is taken. That gives fewer tokens now and then, but others than training saw":
+    "at each position the longest token is taken. That sometimes gives fewer tokens, but not those seen in training":
         dict(longest=True),
-    "one merge and no more: repeat until no neighboring pair is in merges": dict(rounds=1),
-    "the new token's id is its place in merges; the first 256 ids are the bytes, so add 256": dict(start=0),
+    "one merge and no more; repeat until no neighboring pair is in merges": dict(rounds=1),
+    "the new token's id is its index in merges; the first 256 ids are the bytes, so add 256": dict(start=0),
 }
 
 
 def test_0k_encode_bpe():
-    """The merges again, in the order in which they were learned."""
+    """Apply the merges in the order in which they were learned."""
     abc = [(98, 99), (97, 98), (256, 256), (257, 256), (97, 256), (120, 97), (261, 98)]
     ids = tokens.encode_bpe(b"abc", list(abc))
     expect(ids is not None, "encode_bpe returns nothing yet; it should return a list of ids")
@@ -187,7 +187,7 @@ def test_0k_encode_bpe():
     expect(tokens.encode_bpe(b"qqq", list(abc)) == [113] * 3, "no pair of qqq is in merges: three bytes, [113] * 3")
     used = list(abc)
     tokens.encode_bpe(b"abcbc", used)
-    expect(used == abc, "merges has changed: the next word needs it as it was")
+    expect(used == abc, "merges has changed; leave it as it was, the next word needs it")
     cases = [(word, abc) for word in (b"bcbcbcq", b"abcbcab", b"xababab", b"xabcab")]
     words = [word for word, _ in plays().most_common(100)]
     cases += [(word, theirs(200)[1]) for word in (b" lower", *words)]
@@ -202,7 +202,7 @@ def test_0k_encode_bpe():
     for word in plays():
         right = bpe.encode(spell(word)).ids
         found = tokens.encode_bpe(word, merges)
-        expect(found == right, f"{word} should become {right}, says `tokenizers`, not {found}")
+        expect(found == right, f"{word} should become {right} (as in `tokenizers`), not {found}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -222,23 +222,23 @@ def keep(probs, p, after=False, divide=True, back=True, least=False, logits=Fals
 
 NUCLEUS_SLIPS = {
     "the token with which the sum reaches p is dropped. It belongs to the nucleus: keep a token if the sum of all "
-    "likelier ones is below p": dict(after=True),
-    "what is left is not divided by its sum: each row should sum to one again": dict(divide=False),
-    "the rows come back sorted: column i should be token i again (scatter, or gather with the inverse order)":
+    "likelier tokens is below p": dict(after=True),
+    "the rest is not divided by its sum; each row should sum to one again": dict(divide=False),
+    "the rows come back sorted; column i should be token i again (scatter, or gather with the inverse order)":
         dict(back=False),
-    "the least likely tokens are kept: sort in descending order": dict(least=True),
-    "these are probabilities, so divide what is left by its sum. A softmax would give the dropped tokens weight again":
+    "the least likely tokens are kept; sort in descending order": dict(least=True),
+    "these are probabilities, so divide the rest by its sum. A softmax would give the dropped tokens weight again":
         dict(logits=True),
 }
 
 
 def test_0l_nucleus():
-    """The fewest, likeliest tokens whose sum reaches p."""
+    """Keep the fewest of the likeliest tokens whose sum reaches p."""
     probs = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.125, 0.0625, 0.8125]])
     kept = tokens.nucleus(probs.clone(), 0.6)
     expect_shape("nucleus", kept, (2, 4))
-    expect(kept.isfinite().all(), "nan: the second row's likeliest token has 0.81, more than p = 0.6, and is dropped: "
-                                  "nothing is left. The token with which the sum reaches p belongs to the nucleus")
+    expect(kept.isfinite().all(), "nan: the second row's likeliest token has 0.81, more than p = 0.6. It is dropped, "
+                                  "so nothing is left. The token with which the sum reaches p belongs to the nucleus")
     for given in (probs, torch.softmax(random(50, 300, scale=3.0), -1)):
         for p in (0.6, 0.85, 0.25):
             diagnose(tokens.nucleus(given.clone(), p), lambda given=given, p=p, **changes: keep(given, p, **changes),
