@@ -1,22 +1,22 @@
 """
-From documents to shards of tokens for train_gpt2.py.
+Turn documents into shards of tokens for train_gpt2.py.
 
     python fineweb.py                                     # FineWeb-Edu: 100 shards, 20 GB
-    python fineweb.py --max_shards=3                      # a taste; a larger number adds more
-    HF_ENDPOINT=https://hf-mirror.com python fineweb.py   # where huggingface.co cannot be reached
+    python fineweb.py --max_shards=3                      # a sample; a larger number adds more
+    HF_ENDPOINT=https://hf-mirror.com python fineweb.py   # if huggingface.co cannot be reached
     python fineweb.py --files='data/*.jsonl' --out=shards # your own .txt, .jsonl(.gz), .parquet
     python fineweb.py --files=book.txt --tokenizer=bpe:8000 --out=shards
     python fineweb.py --name=sample-350BT --part=3/8      # the third of eight machines
-    python fineweb.py --check=shards                      # is every byte as it was written?
+    python fineweb.py --check=shards                      # verify the checksums of all shards
 
 Every document starts with <|endoftext|>. A shard is a flat .npy array of token ids, uint16 or, for
 vocabularies over 65,536 tokens, uint32. Shard 0 is for validation. meta.json, in the same
-directory, records the corpus, the tokenizer, and how far the work has come.
+directory, records the corpus, the tokenizer and the progress.
 
 If the program is stopped or killed, the same command continues after the last finished shard. The
-shards are byte for byte the same as without the interruption.
+shards are byte for byte the same as without an interruption.
 
-Contents, in the order in which a document passes through
+Contents, in the order of processing
     1 settings      ShardConfig
     2 rows          list_files, load_hub, read_rows, read_batches
     3 tokens        row_text, parse_batch, encode_batch; in_order runs them in threads
@@ -55,7 +55,7 @@ from support.tokenizer import make_tokenizer, read_text
 
 BATCH_BYTES = 256_000  # text that a thread tokenizes at a time
 AHEAD_BYTES = 32_000_000  # text read ahead of the shards: a second or two of work for two cores
-# where the hub cannot be reached
+# advice if the hub cannot be reached
 BY_HAND = ("copy its .parquet files into a folder data, then --files='data/*.parquet' (text of "
            "your own: --files='data/*.jsonl')")
 
@@ -63,22 +63,22 @@ BY_HAND = ("copy its .parquet files into a folder data, then --files='data/*.par
 @dataclass(frozen=True)
 class ShardConfig:
     # the corpus: a dataset, or files
-    dataset: str = "HuggingFaceFW/fineweb-edu"  # on the Hugging Face hub, or a directory
-    name: str = "sample-10BT"  # a subset of it: sample-350BT, CC-MAIN-2024-10 (a crawl), ...
-    stream: bool = True  # read it as it arrives; --no-stream: download it first, 50 GB
-    files: str = ""  # local files instead, 'data/*.jsonl': .txt, .jsonl, .jsonl.gz, .parquet
+    dataset: str = "HuggingFaceFW/fineweb-edu"  # a dataset on the Hugging Face hub, or a directory
+    name: str = "sample-10BT"  # subset of the dataset: sample-350BT, CC-MAIN-2024-10 (a crawl), ...
+    stream: bool = True  # read the dataset as it arrives; --no-stream: download it first, 50 GB
+    files: str = ""  # your files instead, 'data/*.jsonl': .txt, .jsonl, .jsonl.gz, .parquet
     text_key: str = "text"  # the field or column that holds the text
-    strict: bool = False  # end at a malformed row, instead of skipping and counting it
+    strict: bool = False  # stop at a malformed row instead of skipping and counting it
     # the shards
     tokenizer: str = "gpt2"  # gpt2, char, bpe:8000, a tokenizer.json, or a name on the hub
     out: str = "edu_fineweb10B"  # the directory for the shards and meta.json
-    shard_size: int = 100_000_000  # tokens in a shard: 200 MB
+    shard_size: int = 100_000_000  # tokens per shard: 200 MB
     max_shards: int = 0  # stop after this many; 0: the whole corpus
-    val_tokens: int = 0  # in shard 0, if the corpus does not fill two; 0: a tenth of the corpus
+    val_tokens: int = 0  # in shard 0, if the corpus fills less than two shards; 0: a tenth of it
     # the work
-    part: str = "1/1"  # k/n: make the k-th of n parts, perhaps each on its own machine
-    workers: int = 0  # threads that tokenize; 0: one for each core
-    check: str = ""  # make nothing, compare the shards in this directory with their checksums
+    part: str = "1/1"  # k/n: make only the k-th of n parts, such as one per machine
+    workers: int = 0  # threads that tokenize; 0: one per core
+    check: str = ""  # only compare the shards in this directory with their checksums
 
 
 def read_part(config):
@@ -109,20 +109,20 @@ def check_config(config, k):
 class Batch:
     """Consecutive rows of one piece. Threads work on one batch at a time."""
     name: str  # of the piece: the path of a file, or "piece 3 of the dataset"
-    piece: int  # index of the piece, among those that this program reads
+    piece: int  # index of the piece, among the pieces that this program reads
     row: int  # index of the first row in the piece
     rows: list  # texts (str or bytes); for a .jsonl file, its lines (bytes)
-    size: int  # about how many bytes all rows have
-    progress: float  # how much has been read after this batch, from 0 to 1
+    size: int  # size of all rows in bytes, roughly
+    progress: float  # share of the pieces read after this batch, 0 to 1
 
 
 def list_files(pattern):
     """--files, a path or a glob pattern -> sorted paths"""
     if os.path.isdir(pattern):
-        # a pattern for the text files in it, quoted for the shell
+        # a pattern for the text files in the directory, quoted for the shell
         files = text_pattern(pattern) or shlex.quote(os.path.join(pattern, "*.txt"))
         raise UserError(f"{pattern} is a directory: python fineweb.py --files={files}")
-    found = [pattern]  # a file may be called a[1].jsonl, which is also a pattern
+    found = [pattern]  # a file name such as a[1].jsonl is a pattern too
     if not os.path.exists(pattern):
         found = glob.glob(pattern, recursive=True)
     paths = sorted(path for path in found if os.path.isfile(path))
@@ -145,11 +145,11 @@ def load_hub(config):
             reach_dataset(config.dataset, name)
         try:
             data = load_dataset(config.dataset, name=name, split="train", streaming=config.stream)
-        except Exception:  # datasets raises many kinds: no network, no such dataset, no space
-            if is_remote:  # --no-stream asks only now: what is in the cache needs no network
+        except Exception:  # many kinds: no network, no such dataset, no space
+            if is_remote:  # --no-stream: only now, since a cached dataset needs no network
                 reach_dataset(config.dataset, name)
             raise
-    # what datasets calls a shard is a piece here: a file, or if all is downloaded a range of rows
+    # datasets calls a piece a shard: a file if streamed, a range of rows if downloaded
     n = data.num_shards if config.stream else min(1000, max(1, len(data)))
     return [data.shard(num_shards=n, index=i, contiguous=True) for i in range(n)]
 
@@ -157,7 +157,7 @@ def load_hub(config):
 def from_library(rows):
     """
     Yield the items of a library's iterator. Libraries raise many kinds of exceptions when a file is
-    damaged or a connection breaks: here each becomes an OSError, which read_batches catches.
+    damaged or a connection breaks. Each becomes an OSError here, which read_batches catches.
     """
     rows = iter(rows)
     while True:
@@ -165,16 +165,17 @@ def from_library(rows):
             row = next(rows)
         except StopIteration:
             return
-        except Exception as e:  # the library's
+        except Exception as e:  # whatever the library raises
             raise OSError(explain_status(e) or one_line(e)) from e
         yield row
 
 
 def text_rows(path, one_text):
     """
-    A .txt file -> list of rows: the whole file, one document. one_text: it is the whole corpus.
-    Then it has two: its last tenth, which becomes shard 0, and the rest. train_gpt2.py splits a
-    text in the same way, so a run on the text and one on its shards can be compared.
+    A .txt file -> list of rows. The whole file is one document, so one row. If the file is the
+    whole corpus (one_text), there are two rows: its last tenth, which becomes shard 0, and the
+    rest. train_gpt2.py splits a text in the same way, so a run on the text and a run on its shards
+    can be compared.
     """
     text = read_text(path)
     cut = int(0.9 * len(text))
@@ -183,8 +184,8 @@ def text_rows(path, one_text):
 
 def read_rows(piece, start, text_key, one_text):
     """
-    Yield (progress, row) for each row of a piece from index `start` on. progress: how much of the
-    piece has been read, from 0 to 1; row: see Batch.rows; one_text: see text_rows
+    Yield (progress, row) for each row of a piece from index `start` on. progress: share of
+    the piece read so far, 0 to 1; row: see Batch.rows; one_text: see text_rows
     """
     if not isinstance(piece, str):
         for row in from_library(piece.skip(start)):
@@ -199,7 +200,7 @@ def read_rows(piece, start, text_key, one_text):
         with open(piece, "rb") as f:
             lines = gzip.open(f) if piece.lower().endswith(".gz") else f
             for line in from_library(itertools.islice(lines, start, None)):
-                yield f.tell() / size, line  # f, not lines: in the compressed file, as size is
+                yield f.tell() / size, line  # f, not lines: the position in the compressed file
 
 
 def read_parquet(path, start, text_key):
@@ -234,14 +235,14 @@ def read_batches(pieces, first_piece, first_row, text_key, one_text):
     ends where its piece ends. one_text: see text_rows. UserError if a piece cannot be read to its
     end.
     """
-    row = first_row  # the first one of the batch
+    row = first_row  # index of the first row of the batch
     for i in range(first_piece, len(pieces)):
         name = pieces[i] if isinstance(pieces[i], str) else f"piece {i} of the dataset"
         rows, size = [], 0
         try:
             for progress, text in read_rows(pieces[i], row, text_key, one_text):
                 rows.append(text)
-                # what is not a text will be rejected; it counts as 100 bytes
+                # a row that is not a text will be rejected; it counts as 100 bytes
                 size += len(text) if isinstance(text, (str, bytes)) else 100
                 if size >= BATCH_BYTES:
                     yield Batch(name, i, row, rows, size, (i + progress) / len(pieces))
@@ -260,7 +261,7 @@ def read_batches(pieces, first_piece, first_row, text_key, one_text):
 # --------------------------------------------------------------------------------------------------
 # 3 tokens: a row -> its text -> its tokens
 
-# halves of surrogate pairs: JSON can spell them, but they are no characters, and UTF-8 has none
+# lone surrogates: JSON can spell them, but they are not characters, and UTF-8 cannot encode them
 SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
@@ -269,21 +270,21 @@ class Documents:
     """The texts of a batch."""
     texts: list
     size: int  # in bytes of UTF-8
-    mended: int  # how many texts had invalid Unicode, which is now U+FFFD
-    skipped: list  # a line for each row without a text: where it is, what is wrong
+    mended: int  # number of texts with invalid Unicode, now replaced by U+FFFD
+    skipped: list  # one message for each row without a text: where it is, what is wrong
 
 
 def row_text(row, is_json, text_key):
     """
-    A row -> its text, and whether it had invalid Unicode, which is now U+FFFD. The text is None if
-    the row is a blank line of a .jsonl file. ValueError if the row has no text.
+    A row -> its text, and whether it had invalid Unicode (now replaced by U+FFFD). The text is None
+    if the row is a blank line of a .jsonl file. ValueError if the row has no text.
     """
     text, mended = row, False
     if isinstance(row, bytes):
         text = row.decode(errors="replace")  # bad UTF-8 becomes U+FFFD
         mended = text.encode() != row
     if is_json:
-        line = text.removeprefix("\ufeff").strip()  # Windows may begin a file with this mark
+        line = text.removeprefix("\ufeff").strip()  # a byte order mark, as Windows writes
         if not line:
             return None, False
         text = json_text(line, text_key)
@@ -297,7 +298,7 @@ def row_text(row, is_json, text_key):
 
 
 def json_text(line, text_key):
-    """A line of a .jsonl file -> the value under text_key, None if there is none; or ValueError"""
+    """A line of a .jsonl file -> the value under text_key, or None. ValueError for bad JSON or an array"""
     if line.startswith("["):
         raise ValueError("a JSON array, but each line must be an object")
     values = json.loads(line, strict=False)  # allows control characters inside strings
@@ -331,7 +332,7 @@ def encode_batch(batch, tokenizer, dtype, text_key):
         tokens[end] = tokenizer.eot
         tokens[end + 1 : end + 1 + len(ids)] = ids
         end += 1 + len(ids)
-    # the result may wait in in_order's queue: free the texts, which nobody needs any more
+    # the result may wait in in_order's queue: free the texts, which are no longer needed
     batch.rows, documents.texts = [], []
     return batch, documents, tokens
 
@@ -347,7 +348,7 @@ def in_order(function, batches, workers):
         for batch in batches:
             waiting.append((batch.size, pool.submit(function, batch)))
             # The queue keeps the threads busy while a shard is written. It holds AHEAD_BYTES, or
-            # one batch for each thread if batches are that large
+            # one batch per thread if that is more
             while sum(size for size, _ in waiting) > AHEAD_BYTES and len(waiting) > workers:
                 _, future = waiting.popleft()
                 yield future.result()
@@ -355,7 +356,7 @@ def in_order(function, batches, workers):
             _, future = waiting.popleft()
             yield future.result()
     finally:
-        # after Ctrl-C, or if the caller has enough shards: drop what is queued
+        # after Ctrl-C, or if the caller has enough shards: drop the queue
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -371,7 +372,7 @@ class ShardWriter:
     later run starts reading at that row and skips that many tokens.
 
     meta is the contents of meta.json: part [k, n], shards, position, done, and counts (documents,
-    tokens, bytes, mended, skipped); support/shard_directory.py makes it.
+    tokens, bytes, mended, skipped); support/shard_directory.py creates it.
     """
 
     def __init__(self, config, meta, tokenizer, one_text):
@@ -380,8 +381,8 @@ class ShardWriter:
         self.tokenizer = tokenizer
         self.one_text = one_text  # see text_rows
         self.to_skip = meta["position"]["tokens"]
-        # Shard 0 is for validation, but a corpus that does not fill two shards has only a tenth of
-        # its tokens there. To know which case it is, the buffer first collects two shards.
+        # Shard 0 is for validation. It is smaller, a tenth of the tokens, if the corpus fills less
+        # than two shards. To find that out, the buffer first collects two shards.
         self.needs_validation = meta["part"][0] == 1 and not meta["shards"]
         shards = 2 if self.needs_validation else 1
         self.buffer = np.empty(shards * config.shard_size, meta["dtype"])
@@ -390,13 +391,14 @@ class ShardWriter:
                         disable=None)  # None: no bar if stderr is a file or a pipe
 
     def has_enough(self):
-        """Is the corpus done, or are there as many shards as --max_shards allows?"""
+        """Is the corpus finished, or are there as many shards as --max_shards allows?"""
         return is_complete(self.meta, self.config.max_shards)
 
     def add(self, batch, documents, tokens):
         """Put the tokens of a batch into the buffer, and write it whenever it is full."""
         if self.filled == 0 and not self.meta["shards"]:
-            # the first batch is good: a run that is killed after its first shard needs a meta.json
+            # The first batch was read without an error. Write meta.json now: it has to be there if
+            # this run is killed after its first shard
             self.save_meta(0, 0, 0)
         used = min(self.to_skip, len(tokens))  # tokens[:used] are in shards or in the buffer
         self.to_skip -= used
@@ -409,15 +411,15 @@ class ShardWriter:
             if self.filled == len(self.buffer):
                 self.save_buffer()
                 self.save_meta(batch.piece, batch.row, used)
-        # Counted after save_meta: a later run that starts at this batch reads it again and counts
-        # it then. If this run ends here, that is what will happen
+        # Counted after save_meta, and not if this run ends here: the run that continues reads this
+        # batch again, and counts it then
         if not self.has_enough():
             self.meta["bytes"] += documents.size
             self.meta["mended"] += documents.mended
             self.meta["skipped"] += len(documents.skipped)
 
     def finish(self, num_pieces):
-        """The corpus has ended: write what is left in the buffer as the last shard."""
+        """At the end of the corpus: write what is left in the buffer as the last shard."""
         if self.filled == 0 and not self.meta["shards"]:
             raise UserError("the corpus has no text")
         if self.filled > 0:
@@ -440,7 +442,7 @@ class ShardWriter:
         self.filled = 0
 
     def count_val_tokens(self, n):
-        """How many of the first n tokens (two full shards, or a smaller corpus) are validation"""
+        """How many of the first n tokens (two full shards or a smaller corpus) are validation"""
         shard_size, val_tokens = self.config.shard_size, self.config.val_tokens
         if self.one_text and val_tokens == 0:  # the first document is the text's last tenth
             documents = np.flatnonzero(self.buffer[:n] == self.meta["eot"])
@@ -483,9 +485,9 @@ class ShardWriter:
         write_meta(self.config.out, self.meta, self.tokenizer)
 
     def show_progress(self, num_tokens, progress):
-        """Advance the bar. progress: how much has been read, from 0 to 1"""
+        """Advance the bar. progress: share of the corpus read so far, 0 to 1"""
         self.bar.update(num_tokens)
-        if progress > 0:  # so much of the corpus gave bar.n tokens: an estimate of them all
+        if progress > 0:  # this share gave bar.n tokens: estimate the total
             self.bar.total = self.bar.n / progress
             if self.config.max_shards > 0:
                 limit = self.config.max_shards * self.config.shard_size
@@ -531,12 +533,12 @@ def check_space(config, meta, files):
 
 
 def make_shards(config):
-    """Make the shards that are missing, and report what there is."""
+    """Make the missing shards, and print a summary."""
     k, n = read_part(config)
     check_config(config, k)
     files = list_files(config.files) if config.files else None
     settings = describe_work(config, files)
-    # what an earlier run of this part has left, None if nothing; other settings are refused
+    # of an earlier run of this part, or None; UserError if that run had other settings
     meta = find_meta(config.out, settings, k, n)
     if meta and is_complete(meta, config.max_shards):
         report(config, meta, "everything is there already: ")
@@ -589,7 +591,7 @@ def report_skipped(skipped, strict, no_text_yet):
 
 
 def report(config, meta, prefix):
-    """Print what there is now, and what to type next."""
+    """Print what is there now, and the next command."""
     print_here(prefix + summary(meta))
     n = meta["part"][1]
     if n > 1:
@@ -621,7 +623,7 @@ def main(argv):
     except KeyboardInterrupt:
         raise UserError(f"stopped: finished shards are in {config.out}, run the same command "
                         "again to continue", exit_code=130) from None
-    except OSError as e:  # the disk is full when meta.json is written, for example
+    except OSError as e:  # for example a full disk while meta.json is written
         raise UserError(f"{one_line(e)}: finished shards stay; run the same command again to "
                         "continue")
 
