@@ -1,7 +1,7 @@
 """
 HellaSwag (Zellers et al. 2019, arXiv:1905.07830). Each item is the start of a text with four
 endings. One is real; the others were written by a language model, and chosen because they fooled
-other models. People pick the real one 96 times in 100; chance is 25.
+other models. People pick the real one 96 times in 100; guessing gives 25.
 
     python hellaswag.py --model=gpt2                # OpenAI's GPT-2, or gpt2-medium ... gpt2-xl
     python hellaswag.py --model=log/model_19073.pt  # a checkpoint, or a Hugging Face directory
@@ -15,9 +15,9 @@ An item looks like this (one JSON object per line, 10,042 of them in the validat
 
 A model as small as GPT-2 124M cannot answer multiple-choice questions: it does not know what A, B,
 C and D are for. But it can complete text, so we ask how likely each ending is as a continuation of
-the context. The ending with the lowest loss is the answer. acc is the share of right answers if the
-loss of an ending is the sum over its tokens, which favours short endings; acc_norm, if it is the
-mean. train_gpt2.py logs acc_norm.
+the context. The model's answer is the ending with the lowest loss. acc is the share of right
+answers if the loss of an ending is the sum over its tokens, which favours short endings; acc_norm
+is the share if the loss is the mean. train_gpt2.py logs acc_norm.
 
 Contents
     1 item by item     Item, render_example, get_most_likely_row: what the numbers mean
@@ -49,7 +49,7 @@ from support.tokenizer import gpt2_tokenizer
 PUBLISHED = {"gpt2": (0.2859, 0.2955), "gpt2-xl": (0.3842, 0.4893)}
 
 # --------------------------------------------------------------------------------------------------
-# 1 item by item, to be read: the program uses section 2, and a test checks that both agree
+# 1 item by item, for the reader: the program uses section 2, and a test checks that both agree
 
 
 class Item(NamedTuple):
@@ -62,15 +62,15 @@ class Item(NamedTuple):
 def tokenize_example(example):
     """A line of the file (dict) -> Item"""
     encode = gpt2_tokenizer().encode
-    # the space belongs to the ending: in GPT-2's vocabulary a word's token starts with it, " he"
+    # the space belongs to the ending: GPT-2's tokens for words start with their space, " he"
     endings = [encode(" " + ending) for ending in example["endings"]]
     return Item(encode(example["ctx"]), endings, example["label"])
 
 
 def render_example(example):
     """
-    A line of the file (dict) as the four rows that a model reads -> data (dict with the ids, as in
-    the lecture), tokens (4, N), mask (4, N), 1 where a token belongs to an ending, label (int)
+    A line of the file (dict) -> data (dict with the ids, as in the lecture), tokens (4, N), a row
+    for each ending, mask (4, N), 1 where a token belongs to an ending, and label (int)
     """
     item = tokenize_example(example)
     start = len(item.context)
@@ -98,7 +98,7 @@ def score_rows(tokens, mask, logits):
 
 
 def get_most_likely_row(tokens, mask, logits):
-    """The ending with the lowest mean loss: the model's answer by acc_norm -> 0 to 3"""
+    """-> 0 to 3, the ending with the lowest mean loss: the model's answer for acc_norm"""
     _, means = score_rows(tokens, mask, logits)
     return means.argmin().item()
 
@@ -122,30 +122,30 @@ def get_most_likely_row(tokens, mask, logits):
 #
 # A token attends to the context and to its own ending, up to itself: d to A B C d, g to A B C g.
 
-CONTEXT, PADDING = -1, -2  # values of part that are no endings
+CONTEXT, PADDING = -1, -2  # values of part for tokens outside the endings
 
-# tokens in a batch: a GPU needs many to be busy; a CPU is faster while they fit its caches
+# tokens in a batch: a GPU needs many to stay busy; a CPU is faster if they fit its caches
 BATCH_TOKENS = {"cuda": 16384, "cpu": 512, "mps": 512}
-# predicted tokens in a batch: their logits, by far the largest tensor, take 0.4 GB in 16 bits
+# predicted tokens in a batch: their logits are by far the largest tensor, 0.4 GB in 16 bits
 BATCH_PREDICTIONS = 4096
 
 
 class Row(NamedTuple):
     """An item as one row."""
-    number: int  # which item
+    number: int  # index of the item
     # for each token of the row
     ids: list
     position_ids: list
     part: list  # 0 to 3 for the endings, or CONTEXT
     # for each predicted token, ending by ending
-    targets: list  # its id
-    predicted_by: list  # index, in the row, of the token that predicts it
+    targets: list  # ids of the predicted tokens
+    predicted_by: list  # indices, in the row, of the tokens that predict them
 
 
 def pack(number, item, block_size):
     """Item -> Row"""
-    # the context gets what the longest ending leaves, at least 1 after truncate_endings. + 1,
-    # because an ending's last token is not in the row
+    # the longest ending limits the context, which keeps at least 1 token after truncate_endings.
+    # + 1, because the last token of an ending is not in the row
     room = block_size + 1 - max(map(len, item.endings))
     context = item.context[-room:]
     n = len(context)
@@ -153,9 +153,9 @@ def pack(number, item, block_size):
               targets=[], predicted_by=[])
     for e, ending in enumerate(item.endings):
         inputs = ending[:-1]
-        places = range(len(row.ids), len(row.ids) + len(inputs))  # of its tokens in the row
+        places = range(len(row.ids), len(row.ids) + len(inputs))  # indices of the inputs in the row
         row.targets.extend(ending)
-        # the last token of the context predicts the first of the ending, then each one the next
+        # the last token of the context predicts the first target, each input predicts the next
         row.predicted_by.extend([n - 1, *places])
         row.ids.extend(inputs)
         row.position_ids.extend(range(n, n + len(inputs)))
@@ -165,8 +165,8 @@ def pack(number, item, block_size):
 
 def truncate_endings(items, block_size):
     """
-    Cut endings to their last block_size tokens, and say so. Never needed at GPT-2's 1024, but for
-    models with a small context. -> list of Item
+    Cut endings to their last block_size tokens, and print how many items this affects. Needed only
+    for models with a smaller context than GPT-2's 1024. -> list of Item
     """
     num_cut = sum(max(map(len, item.endings)) > block_size for item in items)
     if num_cut:
@@ -177,18 +177,18 @@ def truncate_endings(items, block_size):
 
 
 def fits(batch, batch_tokens):
-    """May these rows be one batch? The first is the longest, and the others are padded to it."""
+    """Do these rows fit into one batch? The others are padded to the first, the longest."""
     predictions = sum(len(row.targets) for row in batch)
     return len(batch) * len(batch[0].ids) <= batch_tokens and predictions <= BATCH_PREDICTIONS
 
 
 def make_batches(items, batch_tokens, block_size):
     """
-    Rows of similar length together, so that there is little padding. A row too large for a batch is
-    a batch of its own. -> list of lists of Row
+    Group rows of similar length, so that there is little padding. A row that is too large for a
+    batch gets a batch to itself. -> list of lists of Row
     """
     rows = [pack(number, item, block_size) for number, item in enumerate(items)]
-    # the longest first, so that a lack of memory shows at once
+    # longest first: if the memory does not suffice, that shows at once
     rows.sort(key=lambda row: len(row.ids), reverse=True)
     batches = []
     for row in rows:
@@ -200,7 +200,7 @@ def make_batches(items, batch_tokens, block_size):
 
 
 def attend_to_own_text(part):
-    """part (B, N), as in Row, or PADDING -> attention for GPT.hidden: each text sees itself"""
+    """part (B, N), as in Row, or PADDING -> attend for GPT.hidden: each text sees only itself"""
     N = part.size(1)
     in_context = part[:, None, :] == CONTEXT  # (B, 1, N)
     same_part = part[:, None, :] == part[:, :, None]  # (B, N, N)
@@ -231,13 +231,13 @@ def batch_losses(model, batch, device):
     # .float() and cross_entropy each make a float32 copy, so 256 predictions at a time
     for some_logits, some_targets in zip(logits.split(256), targets.split(256), strict=True):
         losses.append(F.cross_entropy(some_logits.float(), some_targets, reduction="none"))
-    return torch.cat(losses).cpu().double()  # float64: sums do not depend on the order
+    return torch.cat(losses).cpu().double()  # float64: the order of a sum does not show
 
 
 @torch.no_grad()
 def score(model, items, process, batch_tokens, before_batch=None):
     """
-    The losses of the endings. Items that fall to other processes stay 0.
+    Compute the losses of the endings. Items that other processes score stay 0.
         model         a plain GPT, neither compiled nor in DDP, because it sees many shapes
         process       rank, num_processes, device and autocast
         before_batch  called before each batch, in all processes
@@ -247,10 +247,10 @@ def score(model, items, process, batch_tokens, before_batch=None):
     batches = make_batches(items, batch_tokens, model.config.block_size)
     sums = torch.zeros(len(items), 4, dtype=torch.float64)
     scored = torch.zeros(len(items), dtype=torch.bool)
-    # in each round every process takes a batch. All take part, as a sharded model needs all of
-    # them: with no batch left, compute the first one and count nothing
+    # In each round every process takes one batch. A sharded model needs all processes in each
+    # forward pass, so a process without a batch computes the first one again and drops the result
     rounds = range(0, len(batches), process.num_processes)
-    with process.autocast:  # around all batches: it keeps its 16-bit weights until it ends
+    with process.autocast:  # around all batches: autocast keeps its 16-bit weights until it ends
         for first in progress(rounds, "HellaSwag", if_slow="--limit (in training --no-hellaswag)"):
             if before_batch is not None:
                 before_batch()
@@ -290,7 +290,7 @@ def evaluate(model, items, process, before_batch=None, batch_tokens=None):
 
 
 def prepare(tokenizer):
-    """Download the items, in one process of each machine, before the processes meet."""
+    """Download the items, in one process per machine, before setup_distributed."""
     if tokenizer.spec["name"] != "gpt2":
         print0("no HellaSwag: its items are tokenized with GPT-2's tokenizer")
     elif is_first_on_node():
@@ -298,11 +298,12 @@ def prepare(tokenizer):
 
 
 def load_items_in_all_processes(tokenizer):
-    """All must call this -> list of Item; [] in all if one has none: else they would wait for it"""
+    """All processes must call this -> list of Item; [] in all of them if any has no items"""
     if tokenizer.spec["name"] != "gpt2":  # prepare has printed why
         return []
     items = [tokenize_example(example) for example in iterate_examples()]
     processes_without = sum_over_processes(len(items) == 0)
+    # if one process cannot evaluate, none does: the others would wait for it
     return items if processes_without == 0 else []
 
 
@@ -310,16 +311,16 @@ def load_items_in_all_processes(tokenizer):
 class Config:
     model: str = ""  # gpt2 ... gpt2-xl, a checkpoint, a run's directory or a Hugging Face directory
     data: str = ""  # a .jsonl file with items, instead of the published validation split
-    limit: int | None = None  # measure only the first `limit` items
-    batch_tokens: int | None = None  # tokens in a batch; None: what suits the device
+    limit: int | None = None  # score only the first `limit` items
+    batch_tokens: int | None = None  # tokens in a batch; None: depends on the device
     device: str = "auto"  # cuda, mps or cpu
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the matmuls
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # format of the matmuls
 
 
 def report(name, acc, acc_norm, n, is_validation_split):
     """
-    What was measured, how certain it is, and what OpenAI's models reach -> text. acc, acc_norm:
-    shares of n items; is_validation_split: are these the published ones?
+    The result, its standard error, and the published results of OpenAI's models -> text. acc,
+    acc_norm: shares of n items; is_validation_split: are these the published items?
     """
     standard_error = math.sqrt(acc_norm * (1 - acc_norm) / n)  # of a share of n items
     lines = [f"{name}: acc {acc:.4f}, acc_norm {acc_norm:.4f} +- {standard_error:.4f} (standard "
@@ -328,7 +329,7 @@ def report(name, acc, acc_norm, n, is_validation_split):
         line = f"published, {model}: acc {their_acc:.4f}, acc_norm {their_norm:.4f}"
         if not is_validation_split or n != NUM_ITEMS:
             line += f", on all {NUM_ITEMS:,} items: not these, so not comparable"
-        elif standard_error > 0:  # 0 if all answers are right, or all wrong
+        elif standard_error > 0:  # it is 0 if all answers are right, or all wrong
             distance = (acc_norm - their_norm) / standard_error
             line += f": this model is {distance:+.1f} standard errors from it"
         lines.append(line)
@@ -336,8 +337,8 @@ def report(name, acc, acc_norm, n, is_validation_split):
 
 
 def measure(config, train_gpt2):
-    """Print a model's acc and acc_norm. train_gpt2: the module, see run"""
-    if not config.data and is_first_on_node():  # the others wait for it in setup_distributed
+    """Print acc and acc_norm of a model. train_gpt2: the module, see run"""
+    if not config.data and is_first_on_node():  # the other processes wait in setup_distributed
         download_examples()
     process = train_gpt2.setup_distributed(
         train_gpt2.TrainConfig(device=config.device, dtype=config.dtype))
@@ -362,7 +363,7 @@ def measure(config, train_gpt2):
 
 
 def run(train_gpt2, argv):
-    """The command line. train_gpt2: that module, which imports this one and so is handed over"""
+    """The command line. train_gpt2: the module. It imports this one, so it is passed in"""
     config = Config(**parse(argv, __doc__, Config))
     if not config.model:
         raise UserError("--model is missing: try --model=gpt2")
