@@ -298,7 +298,7 @@ def row_text(row, is_json, text_key):
 
 
 def json_text(line, text_key):
-    """A line of a .jsonl file -> the value under text_key, or None. ValueError: no JSON object"""
+    """A line of a .jsonl file -> the value under text_key, or None. ValueError for bad JSON"""
     if line.startswith("["):
         raise ValueError("a JSON array, but each line must be an object")
     values = json.loads(line, strict=False)  # allows control characters inside strings
