@@ -157,11 +157,11 @@ def draw_block():
         text(66, y + 50, "ids (B, T)", "small"), text(779, y + 50, "logits", "small"),
         text(779, y + 70, "(B, T, V)", "small"),
         text(420, y + 30, "the residual stream (B, T, C)", "blue"),
-        text(420, 312, "nothing stands on the stream but additions, so gradients reach the first "
-                       "block undisturbed", "small")]
+        text(420, 312, "the stream itself has only additions, so gradients flow straight "
+                       "to the first block", "small")]
     return page(330, "A block and its residual stream",
-                "The stream runs from the embeddings to the head. Attention and the MLP stand in "
-                "branches, each behind a norm, and what they find is added to it.", parts)
+                "The stream runs from the embeddings to the head. Attention and the MLP are in "
+                "branches, each after a norm, and their outputs are added to the stream.", parts)
 
 
 def draw_heads():
@@ -185,7 +185,7 @@ def draw_heads():
         text(664, 402, "(B, nh, T, hs)", "bold"),
         text(60, 340, "One row of the batch. Matmuls work on the last", "left small"),
         text(60, 362, "two dimensions, so now each head has a matrix", "left small"),
-        text(60, 384, "of its own, and all heads go in one call.", "left small")]
+        text(60, 384, "of its own, and one call computes all heads.", "left small")]
     return page(420, "From channels to heads",
                 "The C channels of a token are cut into heads, and the heads become a dimension "
                 "before that of the tokens.", parts)
@@ -195,7 +195,7 @@ def draw_mask():
     words = ["To", "be", ",", "or", "not", "to"]
     size, n = 46, 6
     parts = [text(216, 36, "may the row attend to the column?"),
-             text(638, 36, "softmax, were all scores equal")]
+             text(638, 36, "softmax, if all scores were equal")]
     looks = [["blue"] * (i + 1) + [""] * (n - i - 1) for i in range(n)]
     for x in (78, 500):
         parts.append(grid(x, 84, size, looks))
@@ -208,8 +208,8 @@ def draw_mask():
             parts.append(text(78 + x, y, "yes" if j <= i else "-∞", "small"))
             weight = f"{1 / (i + 1):.2f}" if j <= i else "0"
             parts.append(text(500 + x, y, weight, "small"))
-    parts.append(text(425, 398, "-∞ before the softmax is 0 after it: each row sums to one, over "
-                                "itself and the past", "small"))
+    parts.append(text(425, 398, "-∞ becomes 0 in the softmax: each row sums to 1, over itself "
+                                "and the past", "small"))
     return page(416, "The causal mask",
                 "Each of six tokens attends to itself and to the tokens before it.", parts)
 
@@ -282,7 +282,7 @@ def draw_shift():
             row, column = divmod(i, T)
             parts.append(labelled(x + column * size, 248 + row * 46, size, 46, look,
                                   words[i + shift]))
-    parts.append(text(425, 376, "each y is what comes after the x in its place; the last y here is "
+    parts.append(text(425, 376, "each y is the token after the x at its place; the last y is "
                                 "the first x of the next batch", "small"))
     return page(396, "x shifted to y",
                 "Of nine tokens the first eight are x, and the last eight are y.", parts)
@@ -309,12 +309,12 @@ def draw_stream():
         text(x, 126, "two processes: each piece is B*T tokens, process r reads at position + B*T*r",
              "left"),
         *slices(x, 138, [0, 1, 0, 1, 0, 1], looks),
-        text(x, 222, "the same steps, whoever reads them", "left small"), *steps,
+        text(x, 222, "the same steps, however the work is split", "left small"), *steps,
         line([(x + 360, 134), (x + 360, 346)], "thick dashed red"),
         text(x + 372, 164, "stopped: the checkpoint holds", "left small"),
-        text(x + 372, 184, "position = 6 * B*T, and no more", "left red small"),
+        text(x + 372, 184, "position = 6 * B*T, nothing else", "left red small"),
         text(x + 348, 306, "resumed with one process:", "right"),
-        text(x + 348, 330, "two micro steps in its place", "right small"),
+        text(x + 348, 330, "two micro steps instead", "right small"),
         *slices(x + 360, 286, [0, 0, 0, 0, 0, 0], looks),
         text(x, 372, "nothing is read twice, nothing is left out", "left small")]
     return page(396, "The stream and its position",
@@ -344,7 +344,7 @@ def draw_batch():
                 name = f"p{process}"
                 parts.append(text(cell[0] + w / 2, cell[1] + h / 2 + 5, name, "small"))
     parts += [arrow([(30, 112), (30, 336)]),
-              text(425, 372, "down: one after another, gradients add up. across: at the same time, "
+              text(425, 372, "down: one after another, gradients add up; across: in parallel, "
                              "gradients are averaged", "small"),
               text(425, 396, "the same tokens, the same gradient, the same step", "small")]
     return page(414, "Micro steps times processes",
@@ -367,7 +367,7 @@ def lane(y, name):
 def draw_step():
     parts = [
         line([(90, 62), (90, 50), (784, 50), (784, 62)], "ink"),
-        text(437, 40, "dt: the clock covers this and nothing else"),
+        text(437, 40, "dt: the clock covers only this"),
         *lane(112, "p0"), *lane(220, "p1")]
     for micro_step in range(3):
         parts.append(text(179 + 184 * micro_step, 92, f"micro step {micro_step}", "small"))
@@ -376,8 +376,8 @@ def draw_step():
         text(592, 203, "gradients", "green"),
         line([(456, 106), (456, 290)], "dashed red thick"),
         text(456, 312, "require_backward_grad_sync = True", "red"),
-        text(456, 334, "before the last forward, or it works one micro step too late", "small"),
-        text(96, 192, "gradients add up, each process for itself", "left small"),
+        text(456, 334, "set before the last forward: after it, it acts one micro step too late", "small"),
+        text(96, 192, "gradients add up in each process", "left small"),
         text(792, 178, "then the evals", "small right"),
         text(792, 198, "and saving", "small right")]
     return page(352, "The step on a time line",
@@ -508,9 +508,9 @@ def draw_laptop():
                    "left blue"),
               text(445, 418, "step; loss in nats per character, of ten seeds (band: three times "
                              "their standard deviation)", "small")]
-    return page(434, "The laptop's curve and what counting pays",
-                "The validation loss of the laptop preset passes the lines of counted characters, "
-                "pairs and triples, and ends just above that of fours.", parts)
+    return page(434, "The laptop's loss and n-gram counts",
+                "The validation loss of the laptop preset falls below what counting characters, "
+                "pairs and triples reaches, and ends just above fours.", parts)
 
 
 def draw_faults():
@@ -528,7 +528,7 @@ def draw_faults():
     parts.append(text(445, 408, "step; train loss of 20 steps, nats per character. Figures: "
                                 "validation loss at the end", "small"))
     return page(424, "What the common faults look like",
-                "Train losses of five short runs on a laptop: one as it should be, four with a "
+                "Train losses of five short runs on a laptop: a correct one, and four with one "
                 "fault each.", parts)
 
 
