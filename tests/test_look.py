@@ -529,10 +529,10 @@ def test_hostile_text_is_text(browser, tmp_path, run):
 
 
 def test_a_single_token_has_a_page(browser):
-    """It has no surprise, and every view opens."""
+    """It has no loss, and every view opens."""
     page = look.make_page([("m", small_gpt2()), ("n", small_gpt2(1))], gpt2_tokenizer(), [50256])
     driver = browser(page)
-    assert "has no surprise" in text_of(driver, "#surprise .details")
+    assert "has no loss" in text_of(driver, "#surprise .details")
     for tab in ("stream", "attention", "difference"):
         open_tab(driver, tab)
 

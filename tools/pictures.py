@@ -376,7 +376,8 @@ def draw_step():
         text(592, 203, "gradients", "green"),
         line([(456, 106), (456, 290)], "dashed red thick"),
         text(456, 312, "require_backward_grad_sync = True", "red"),
-        text(456, 334, "set before the last forward: after it, it acts one micro step too late", "small"),
+        text(456, 334, "set before the last forward: after it, it acts "
+                       "one micro step too late", "small"),
         text(96, 192, "gradients add up in each process", "left small"),
         text(792, 178, "then the evals", "small right"),
         text(792, 198, "and saving", "small right")]
