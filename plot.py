@@ -104,7 +104,8 @@ def draw_stream(ax, values, scale, group, fmt, **style):
     points = [np.mean(pairs[i : i + group], axis=0) for i in range(0, len(pairs), group)]
     if points:
         x, y = np.transpose(points)
-        ax.plot(x * scale, y, fmt, markersize=3, **style)
+        # a line of one point would be invisible
+        ax.plot(x * scale, y, fmt if len(points) > 1 else "o", markersize=3, **style)
 
 
 def draw_run(axes, run, colour, tokens):
@@ -130,11 +131,13 @@ def in_bits_per_byte(run):
 def choose_unit(runs):
     """
     Losses in nats per token compare only if the runs share a tokenizer; bits per byte always do
-    -> runs, all in one unit; its name
+    -> runs, if possible all in one unit; its name
     """
     share = all(run.tokenizer == runs[0].tokenizer for run in runs)
     if not share and all("bpb" in run.log for run in runs):
         return [in_bits_per_byte(run) for run in runs], "bits per byte"
+    if not share:
+        return runs, "nats per token, different tokenizers: not comparable"
     chars = all(run.tokenizer["name"] == "char" for run in runs)
     return runs, "nats per character" if chars else "nats per token"
 
@@ -167,12 +170,13 @@ def draw_public_runs(axes, tokens):
         hella_ax.plot(x, columns[f"hella_{run}"], fmt, **style)
 
 
-def draw_openai(axes):
+def draw_openai(axes, unit):
     """Draw a horizontal line for each of OpenAI's models: only the end of their runs is known."""
     loss_ax, hella_ax = axes
     gpt2 = dict(color="gray", linewidth=1, linestyle="--", label="OpenAI's GPT-2 124M")
     gpt3 = dict(color="gray", linewidth=1, linestyle=":", label="OpenAI's GPT-3 125M")
-    loss_ax.axhline(GPT2_VAL, **gpt2)
+    if unit == "nats per token":
+        loss_ax.axhline(GPT2_VAL, **gpt2)
     hella_ax.axhline(GPT2_HELLA, **gpt2)
     hella_ax.axhline(GPT3_HELLA, **gpt3)
 
@@ -224,7 +228,7 @@ def draw(runs, reference, tokens):
     if reference:
         draw_public_runs(axes, tokens)
     if with_hellaswag:
-        draw_openai(axes)
+        draw_openai(axes, unit)
         axes[1].set_title("HellaSwag (acc_norm)")
     axes[0].set_title(f"loss ({unit})")
     axes[0].set_ylim(*loss_limits(runs, reference))

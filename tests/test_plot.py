@@ -59,6 +59,27 @@ def test_different_tokenizers_are_compared_in_bits_per_byte(specs, plot_log, tmp
     assert pyplot.gcf().axes[0].get_title() == "loss (nats per character)"
 
 
+def test_losses_per_token_of_different_tokenizers_do_not_compare(plot_log):
+    """An old log has no bits per byte: the title says it, and OpenAI's loss, in GPT-2's tokens, is not drawn."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    runs = plot.read_runs([plot_log("a"), plot_log("b", json.dumps({"tokenizer": {"name": "char", "chars": "ab"}}))])
+    for drawn, comparable in ((runs[:1], True), (runs, False)):
+        ax = plot.draw(drawn, reference=False, tokens=False).axes[0]
+        assert ("not comparable" not in ax.get_title()) == comparable
+        assert ("OpenAI's GPT-2 124M" in [line.get_label() for line in ax.lines]) == comparable
+    pyplot.close("all")
+
+
+def test_a_run_of_one_step_can_be_seen(plot_log):
+    """A line needs two points; a single one is a dot."""
+    pytest.importorskip("matplotlib")
+    path = plot_log("a")
+    with open(os.path.join(path, "log.txt"), "w") as f:
+        f.write("0 train 4.5\n")
+    [ax] = plot.draw(plot.read_runs([path]), reference=False, tokens=False).axes
+    assert [line.get_marker() for line in ax.lines] == ["o"]
+
+
 @pytest.mark.parametrize("name, shown", [("a$b_{$c", "a$b_{$c"), ("_a", " _a")])
 def test_any_name_can_stand_in_a_legend(name, shown, plot_log, tmp_path):
     """A formula that does not end, an underscore (matplotlib would leave the run out)."""
