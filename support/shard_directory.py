@@ -129,31 +129,29 @@ def is_written_by(name, k, n):
 def describe_work(config, files):
     """
     Everything that determines the bytes of the shards -> dict of str and int. Files (None for a
-    dataset) are described by their names, sizes and ends, not by their times: a copy is as good.
+    dataset) are described by names and contents, not by their times: a copy is as good.
     """
-    source, ends = f"{config.dataset} {config.name}", ""
+    source, contents = f"{config.dataset} {config.name}", ""
     if files is not None:
         sizes = [os.path.getsize(path) for path in files]
         names = "".join(f"{os.path.basename(path)} {size}\n"
                         for path, size in zip(files, sizes, strict=True))
         digest = hashlib.sha256(os.fsencode(names)).hexdigest()[:16]
         source = f"{len(files)} files, {sum(sizes)} bytes, {digest}"
-        ends = hash_ends(files)
+        contents = hash_contents(files)
     tokenizer = config.tokenizer
     if os.path.isfile(tokenizer):
         tokenizer = f"{os.path.basename(tokenizer)} {file_sha256(tokenizer)[:16]}"
-    return {"source": source, "ends": ends, "text_key": config.text_key, "tokenizer": tokenizer,
-            "shard_size": config.shard_size, "val_tokens": config.val_tokens}
+    return {"source": source, "contents": contents, "text_key": config.text_key,
+            "tokenizer": tokenizer, "shard_size": config.shard_size,
+            "val_tokens": config.val_tokens}
 
 
-def hash_ends(files):
-    """Hash the first and last 64 kB of each file: an edit may keep the size."""
+def hash_contents(files):
+    """Hash every byte of the files: an edit may keep the size. Tokenizing takes far longer."""
     found = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as f:
-            found.update(f.read(2**16))
-            f.seek(max(0, os.path.getsize(path) - 2**16))
-            found.update(f.read(2**16))
+    for path in tqdm(files, desc="comparing", unit="file", leave=False, disable=None):
+        found.update(file_sha256(path).encode())
     return found.hexdigest()[:16]
 
 
@@ -162,7 +160,7 @@ def different_setting(meta, settings, n):
     theirs = {**meta["settings"], "parts": meta["part"][1]}
     for key, value in {**settings, "parts": n}.items():
         if theirs.get(key, value) != value:
-            if key == "ends":
+            if key == "contents":
                 return "these files, but they have been edited since"
             return f"another {key} ({theirs[key]}, not {value})"
     return None

@@ -63,14 +63,15 @@ def test_another_tokenizer_file_of_the_same_name(make, fineweb_refuses, tmp_path
     assert "another tokenizer (mine.json" in fineweb_refuses("out", f"--tokenizer={path}")
 
 
-@pytest.mark.parametrize("where", [0, -20])
-def test_a_file_edited_to_the_same_size_between_two_runs(where, make, fineweb_refuses, corpus):
-    """Half of the shards would be of another text: a hash of the ends of each file shows it."""
-    make("out", "--max_shards=3")
-    data = bytearray(corpus.read_bytes())
-    data[where] ^= 1
-    corpus.write_bytes(data)
-    assert "edited since" in fineweb_refuses("out")
+@pytest.mark.parametrize("where", [0, 0.5, 1])
+@pytest.mark.parametrize("begun", ["--max_shards=3", "--max_shards=0"])
+def test_a_file_edited_to_the_same_size_between_two_runs(where, begun, make, fineweb_refuses, corpus):
+    """Shards of the old text are not taken for shards of the new one, wherever the edit is: every byte counts."""
+    text = corpus.read_bytes()
+    make("out", begun)
+    place = int(where * (len(text) - 1))
+    corpus.write_bytes(text[:place] + b"#" + text[place + 1 :])
+    assert "edited since: choose another --out" in fineweb_refuses("out")
 
 
 def test_a_copy_of_the_corpus_is_the_same_corpus(make, corpus, tmp_path):
