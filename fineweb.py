@@ -101,6 +101,19 @@ def check_config(config, k):
                         "train on: try --max_shards=2")
 
 
+def check_unused(typed):
+    """UserError for a typed flag that would have no effect beside another one."""
+    files = typed.get("files", "")
+    rules = [  # (which flag, is it there, the flags that it makes useless)
+        ("--check", "check" in typed, typed.keys() - {"check"}),
+        ("--files", files, {"dataset", "name", "stream"}),
+        (f"--files={files}", files.lower().endswith(".txt"), {"text_key", "strict"})]
+    for beside, is_there, names in rules:
+        for name in typed:
+            if is_there and name in names:
+                raise UserError(f"--{name} has no effect with {beside}: leave it out")
+
+
 # --------------------------------------------------------------------------------------------------
 # 2 rows: a corpus is a list of pieces (files, or ranges of a dataset), and a piece has many rows.
 # With --part=k/n this program reads only some of the pieces
@@ -610,6 +623,7 @@ def report(config, meta, prefix):
 
 def main(argv):
     typed = parse(argv, __doc__, ShardConfig, may_be_empty=("name",))  # some datasets have no name
+    check_unused(typed)
     config = ShardConfig(**typed)
     if config.check:
         problems = check_directory(config.check)

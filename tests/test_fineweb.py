@@ -321,7 +321,11 @@ def test_a_run_that_died_before_its_first_shard_is_no_obstacle(right, make, tmp_
     (["--part=1/2"], "try --part=1/1"), (["--shards=3"], "unrecognized arguments"),
     (["--tokenizer=words"], "neither gpt2, char, bpe:8000"), (["--tokenizer=bpe:10"], "at least bpe:257"),
     (["--tokenizer={root}/a.json"], "not a usable tokenizer.json"), (["--out={root}/a.csv"], "cannot write to"),
-    (["--check=nowhere"], "nowhere has no meta.json"),
+    (["--name=sample-350BT"], "--name has no effect with --files: leave it out"),
+    (["--no-stream"], "--stream has no effect with --files"),
+    (["--files=a.txt", "--text_key=body"], "--text_key has no effect with --files=a.txt"),
+    (["--files=*.TXT", "--strict"], "--strict has no effect with --files=*.TXT"),
+    (["--check=nowhere"], "--files has no effect with --check"),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, fineweb_refuses, tmp_path):
     (tmp_path / "a.csv").write_text("a,b")
@@ -349,6 +353,10 @@ def test_a_tilde_is_my_home(tmp_path, monkeypatch, capsys):
     fineweb.main(["--files=~/a.jsonl", "--out=~/shards"])
     fineweb.main(["--check=~/shards"])
     assert len(shards(tmp_path / "shards")) == 2 and "every shard is as it was made" in capsys.readouterr().out
+
+
+def test_a_directory_without_shards_cannot_be_checked(tmp_path):
+    assert "has no meta.json" in refusal(fineweb.main, [f"--check={tmp_path}"])
 
 
 def test_help_is_the_docstring_and_every_flag(capsys):
