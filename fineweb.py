@@ -191,8 +191,11 @@ def text_rows(path, one_text):
     can be compared.
     """
     text = read_text(path)
+    if not one_text:
+        return [text]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # as train_gpt2.py does
     cut = int(0.9 * len(text))
-    return [text[cut:], text[:cut]] if one_text else [text]
+    return [text[cut:], text[:cut]]
 
 
 def read_rows(piece, start, text_key, one_text):
@@ -325,7 +328,7 @@ def parse_batch(batch, text_key):
     for number, row in enumerate(batch.rows, batch.row + 1):
         try:
             text, mended = row_text(row, is_json, text_key)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:  # RecursionError: 100,000 brackets
             documents.skipped.append(f"{batch.name}, line {number}: {e}")
             continue
         if text is not None:
@@ -433,7 +436,7 @@ class ShardWriter:
 
     def finish(self, num_pieces):
         """At the end of the corpus: write what is left in the buffer as the last shard."""
-        if self.filled == 0 and not self.meta["shards"]:
+        if self.meta["bytes"] == 0:
             raise UserError("the corpus has no text")
         if self.filled > 0:
             self.save_buffer()

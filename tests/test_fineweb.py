@@ -114,6 +114,24 @@ def test_an_empty_corpus_is_refused(lines, fineweb_refuses, corpus):
     assert "the corpus has no text" in line or "none are left to train on" in line
 
 
+@pytest.mark.parametrize("names", [["a.txt"], ["a.txt", "b.txt"]], ids=["one text", "two texts"])
+def test_empty_texts_are_refused(names, fineweb_refuses, tmp_path):
+    """Two documents without a character would be called shards to train on."""
+    for name in names:
+        (tmp_path / name).write_text("")
+    assert fineweb_refuses("out", f"--files={tmp_path}/*.txt" if names[1:] else f"--files={tmp_path}/a.txt") == (
+        "the corpus has no text")
+
+
+def test_a_text_has_the_line_ends_that_training_reads(make, tmp_path):
+    """From Windows or not: the same text has the same shards, and a run on it sees the same characters."""
+    text = "To be, or not to be, that is the question.\n" * 50
+    for name, ends in (("unix", "\n"), ("windows", "\r\n"), ("mac", "\r")):
+        (tmp_path / f"{name}.txt").write_bytes(text.replace("\n", ends).encode())
+        make(name, f"--files={tmp_path}/{name}.txt", "--tokenizer=char")
+    assert stream(tmp_path / "unix") == stream(tmp_path / "windows") == stream(tmp_path / "mac")
+
+
 def test_a_million_spaces(make, corpus):
     """More than the regular expression in tiktoken can take at once."""
     docs = ["a" + " " * 2_000_000 + "b", "\n" * 1_500_000]
@@ -143,7 +161,8 @@ def test_what_is_no_unicode_becomes_the_replacement_character(make, corpus, caps
     assert "2 documents had invalid Unicode" in (said := capsys.readouterr().out) and "skipped" not in said
 
 
-@pytest.mark.parametrize("line", ['{"text": "cut', "[1, 2]", '{"text": 5}', '{"txt": "a"}', "null"],
+@pytest.mark.parametrize("line", ['{"text": "cut', "[1, 2]", '{"text": 5}', '{"txt": "a"}', "null",
+                                  '{"text": ' + 100_000 * "["],
                          ids=lambda line: line[:12])
 def test_a_malformed_row_is_named_skipped_and_counted(line, make, fineweb_refuses, corpus, capsys):
     """Or, with --strict, the end."""
