@@ -338,14 +338,14 @@ def report(name, acc, acc_norm, n, is_validation_split):
 
 def measure(config, train_gpt2):
     """Print acc and acc_norm of a model. train_gpt2: the module, see run"""
-    if not config.data and is_first_on_node():  # the other processes wait in setup_distributed
-        download_examples()
-    process = train_gpt2.setup_distributed(
-        train_gpt2.TrainConfig(device=config.device, dtype=config.dtype))
     model, tokenizer, _ = train_gpt2.load_model(config.model)
     if tokenizer.spec["name"] != "gpt2":
         raise UserError(f"{config.model} has another tokenizer than GPT-2's: its losses per token "
                         "cannot be compared")
+    if not config.data and is_first_on_node():  # the other processes wait in setup_distributed
+        download_examples()
+    process = train_gpt2.setup_distributed(
+        train_gpt2.TrainConfig(device=config.device, dtype=config.dtype))
     model.to(process.device)
     examples = read_examples(config.data) if config.data else iterate_examples()
     items = [tokenize_example(example) for example in islice(examples, config.limit)]

@@ -218,6 +218,12 @@ def test_wrong_flags(flags, said, trained):
     assert said in refusal(hellaswag.run, train_gpt2, [*trained, *flags])
 
 
+def test_the_model_is_read_before_anything_is_downloaded(monkeypatch):
+    """A wrong name is one line at once, without a network."""
+    monkeypatch.setattr(hellaswag, "download_examples", None)
+    assert "there is no model nosuch" in refusal(hellaswag.run, train_gpt2, ["--model=nosuch", "--device=cpu"])
+
+
 def test_a_model_must_be_named():
     assert refusal(hellaswag.run, train_gpt2, []) == "--model is missing: try --model=gpt2"
 
