@@ -78,8 +78,7 @@ def download_from_hub():
         rows = load_dataset("Rowan/hellaswag", split="validation")
     if len(rows) != NUM_ITEMS:
         raise OSError(f"Rowan/hellaswag has {len(rows)} items, not {NUM_ITEMS:,}")
-    examples = [{"ctx": row["ctx"], "endings": row["endings"], "label": int(row["label"])}
-                for row in rows]
+    examples = [{name: row[name] for name in ("ctx", "endings", "label")} for row in rows]
     return "".join(json.dumps(example) + "\n" for example in examples).encode()
 
 
@@ -92,12 +91,16 @@ def is_published(path):
 
 
 def is_example(example):
-    """Is this (parsed JSON) a HellaSwag item: a dict with ctx, four endings and a label?"""
+    """
+    Is this (parsed JSON) a HellaSwag item: a dict with ctx, four endings and a label? Hugging
+    Face's copy has the label as a text.
+    """
     if not isinstance(example, dict) or not isinstance(example.get("endings"), list):
         return False
     texts = [example.get("ctx"), *example["endings"]]
     are_texts = all(isinstance(text, str) and text for text in texts)
-    return are_texts and len(texts) == 5 and example.get("label") in (0, 1, 2, 3)
+    is_label = example.get("label") in (0, 1, 2, 3, "0", "1", "2", "3")
+    return are_texts and len(texts) == 5 and is_label
 
 
 def read_examples(path):
@@ -113,4 +116,4 @@ def read_examples(path):
             if not is_example(example):
                 raise UserError(f"{path}, line {number}: not a HellaSwag item: one is JSON in "
                                 "UTF-8, with ctx, four endings and a label from 0 to 3")
-            yield example
+            yield {**example, "label": int(example["label"])}

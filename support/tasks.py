@@ -83,6 +83,8 @@ def read_answer(entry, task, num_endings):
         label = int(label)  # some programs write 1.0 for 1
     if isinstance(label, bool) or not isinstance(label, (str, int)):
         raise ValueError('"label" is neither a text nor a whole number')
+    if "endings" in task.entries and isinstance(label, str) and label.isdecimal():
+        label = int(label)  # Hugging Face's copy of HellaSwag has "2" for 2
     if "endings" in task.entries and label not in range(num_endings):
         raise ValueError(f'"label" is {label!r}, and there are {num_endings} endings: it is the '
                          "place of the right one, from 0 on")

@@ -104,6 +104,15 @@ def test_a_malformed_line_is_named(line, tmp_path):
     assert "items.jsonl, line 2: not a HellaSwag item" in refusal(list, read_examples(tmp_path / "items.jsonl"))
 
 
+def test_a_label_may_be_a_text(tmp_path):
+    """Hugging Face's copy has "2" for 2. Its test split has no answers, only empty labels: it is refused."""
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps({**ITEM, "label": "2"}) + "\n")
+    assert list(read_examples(path)) == [ITEM]
+    path.write_text(json.dumps({**ITEM, "label": ""}) + "\n")
+    assert "not a HellaSwag item" in refusal(list, read_examples(path))
+
+
 def test_blank_lines_and_a_mark_at_the_beginning(tmp_path):
     """Editors add both."""
     (tmp_path / "items.jsonl").write_bytes(b"\xef\xbb\xbf" + 2 * (json.dumps(ITEM) + "\r\n\n").encode())

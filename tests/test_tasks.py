@@ -28,6 +28,8 @@ def read_items(path, task="classify"):
     ("entail", {"premise": "a", "hypothesis": "b", "label": 0}, ["a", "b"], 0),
     ("compare", {"a": "a", "b": "b", "score": 4}, ["a", "b"], 4.0),
     ("choose", {"ctx": "a", "endings": ["b", "c", "d"], "label": 2}, ["a", "b", "c", "d"], 2),
+    ("choose", {"ctx": "a", "endings": ["b", "c", "d"], "label": "2"}, ["a", "b", "c", "d"], 2),
+    ("classify", {"text": "a", "label": "2"}, ["a"], "2"),
     ("embed", {"query": "a", "passage": "b", "url": "kept"}, ["a", "b"], None),
 ])
 def test_an_item_of_each_task(task, entry, texts, answer, tmp_path):
