@@ -22,20 +22,21 @@ def accuracy(right):
 def f1(targets, answers):
     """
     For two labels, 0 and 1: the harmonic mean of precision and recall for label 1. If label 1 is
-    rare, a model that never finds it has a high accuracy, but an F1 of 0.
+    rare, a model that never finds it has a high accuracy, but an F1 of 0. If label 1 occurs neither
+    in targets nor in answers, F1 is nan, not defined.
     """
     from sklearn.metrics import f1_score
-    return float(f1_score(targets, answers, pos_label=1, zero_division=0))
+    return float(f1_score(targets, answers, pos_label=1, zero_division=math.nan))
 
 
 def correlations(targets, scores):
     """
     Spearman's correlation (does the order agree?) and Pearson's (is the relation a straight line?)
-    -> two floats. Both are 0 if all scores are equal: then there is no order.
+    -> two floats. Both are nan, not defined, if all targets or all scores are equal.
     """
     from scipy.stats import pearsonr, spearmanr
     if len(set(targets)) < 2 or len(set(scores)) < 2:
-        return 0.0, 0.0
+        return math.nan, math.nan
     return (float(spearmanr(targets, scores).statistic),
             float(pearsonr(targets, scores).statistic))
 

@@ -1,4 +1,6 @@
 """Facts about support/metrics.py: what the figures of a task mean."""
+import math
+
 import numpy as np
 import pytest
 
@@ -13,15 +15,18 @@ def test_a_share_has_a_standard_error():
 
 
 def test_f1_sees_what_accuracy_hides():
-    """Never to say 1 where one of ten is 1: 90% accuracy, F1 0. Two of three found, one false alarm: 2/3."""
-    assert f1([0] * 9 + [1], [0] * 10) == 0
+    """
+    Never to say 1 where one of ten is 1: 90% accuracy, F1 0. Two of three found, one false alarm: 2/3. With no 1
+    anywhere it is not defined.
+    """
+    assert f1([0] * 9 + [1], [0] * 10) == 0 and math.isnan(f1([0] * 10, [0] * 10))
     assert f1([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == pytest.approx(2 / 3)
 
 
 def test_two_correlations():
-    """Spearman asks for the order alone, Pearson for a line; constant scores say nothing."""
+    """Spearman asks for the order alone, Pearson for a line; with equal scores neither is defined."""
     assert correlations([1, 2, 3, 4], [1, 10, 100, 1000]) == (pytest.approx(1), pytest.approx(0.824, abs=1e-3))
-    assert correlations([1, 2, 3], [5, 5, 5]) == (0, 0)
+    assert np.isnan([*correlations([1, 2, 3], [5, 5, 5]), *correlations([5, 5, 5], [1, 2, 3])]).all()
 
 
 def test_ranks_of_the_right_passages():
