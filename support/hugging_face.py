@@ -90,6 +90,9 @@ def check_weights(model, report, name):
     """UserError unless every weight was in the file and is finite, and no others were there."""
     # older versions of transformers saved the causal masks, too
     unexpected = [key for key in report["unexpected_keys"] if not key.endswith(".masked_bias")]
+    if "score.weight" in unexpected:
+        raise UserError(f"{name} is a classifier: load it with transformers. Here, name the run or "
+                        "the checkpoint that it was exported from")
     problems = {"has no": report["missing_keys"], "has unknown weights": unexpected,
                 # each entry: the name and the two shapes
                 "has other shapes of": [key for key, *_ in report["mismatched_keys"]],

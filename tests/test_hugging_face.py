@@ -109,7 +109,7 @@ def test_half_precision_becomes_float32(theirs, tmp_path):
     (lambda w: w.pop("transformer.h.1.mlp.c_fc.bias"), "it has no transformer.h.1.mlp.c_fc.bias"),
     (lambda w: w.pop("transformer.wte.weight"), "transformer.wte.weight"),
     (lambda w: w.update({"transformer.h.7.ln_1.bias": torch.zeros(32)}), "unknown weights transformer.h.7.ln_1.bias"),
-    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "unknown weights score.weight"),
+    (lambda w: w.update({"score.weight": torch.zeros(2, 32)}), "is a classifier: load it with transformers"),
     (lambda w: w.update({"transformer.ln_f.bias": torch.zeros(33)}), "other shapes of transformer.ln_f.bias"),
     (lambda w: w["transformer.ln_f.bias"].fill_(float("nan")), "nan or infinity in transformer.ln_f.bias"),
 ], ids=["missing", "no embedding", "left over", "another head", "wrong shape", "nan"])
