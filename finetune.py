@@ -696,6 +696,7 @@ def plan_resumed_run(task_name, checkpoint, log_dir, typed):
 def prepare(task_name, typed):
     """Read the model and the items. typed: the flags that were typed (dict) -> Plan"""
     config = TuneConfig(**typed)
+    tasks.check_flags(task_name, config.tune, typed)
     checkpoint, log_dir = find_checkpoint(config, typed)
     if checkpoint is None:
         plan = plan_new_run(task_name, config, typed)

@@ -165,6 +165,16 @@ def report_problems(problems):
 
 # --- the items of a run ---------------------------------------------------------------------------
 
+def check_flags(task_name, tune, typed):
+    """UserError for a typed flag that has no effect on the task. tune: all, head or biases"""
+    has_effect = {"temperature": task_name == "embed",
+                  "lm_weight": task_name != "embed" and tune != "head"}
+    for name, is_used in has_effect.items():
+        if name in typed and not is_used:
+            raise UserError(f"--{name} has no effect on {task_name} with --tune={tune}: leave it "
+                            "out")
+
+
 def read_training_items(path, task):
     """A .jsonl file -> list of Item; each line has to be one."""
     items, problems = read_items(path, task)

@@ -235,7 +235,8 @@ def test_twenty_steps_are_those_of_transformers(tmp_path):
 @pytest.mark.parametrize("task", FILES)
 def test_a_task_is_learned(task, tune, tmp_path):
     """Twelve epochs of forty items: the loss falls, and val is measured at the end of each epoch."""
-    log = read_log(tune(task, "run", "--epochs=12", "--lm_weight=0.1"))
+    flags = [] if task == "embed" else ["--lm_weight=0.1"]
+    log = read_log(tune(task, "run", "--epochs=12", *flags))
     losses = [log["train"][step] for step in sorted(log["train"])]
     assert len(losses) == 54 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert len(log["val"]) == 12 and max(log["val"]) == 54
@@ -490,11 +491,12 @@ def test_the_baseline_is_said_first(tune, capsys):
     (["--model=gone"], "there is no model gone"), (["--train=gone.jsonl"], "there is no file gone.jsonl"),
     (["--B=-1"], "--B=-1"), (["--epochs=0"], "--epochs=0: must be at least 1"),
     (["--batch=0"], "--batch=0: must be at least 1"), (["--keep_last=0"], "--keep_last=0: must be at least 1"),
-    (["--dropout=1.0"], "--dropout=1.0: must be at least 0 and below 1"), (["--temperature=0"], "--temperature=0.0"),
+    (["--dropout=1.0"], "--dropout=1.0: must be at least 0 and below 1"), (["--temperature=0.1"], "no effect"),
     (["--seed=8589934593"], "must be at most 8589934592"), (["--tune=heads"], "invalid choice: 'heads'"),
     (["--grad_clip=nan"], "--grad_clip=nan"), (["--epoch=3"], "did you mean --epochs?"),
     (["--model=TUNED"], "is tuned for classify"), (["--B=3"], "--B=3 does not divide the 8 items"),
     (["--demo"], "leave out --demo or --train"),
+    (["--tune=head", "--lm_weight=0.1"], "--lm_weight has no effect on classify with --tune=head"),
 ], ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_wrong_flags(flags, said, tune, tmp_path):
     if "--model=TUNED" in flags:
@@ -563,7 +565,9 @@ def test_commands(language_model, tune, tmp_path):
     assert "are a .jsonl file" in refusal(finetune.run, ["predict", str(run), items, "--out=x.npy"])
     assert "is tuned for classify" in refusal(play.main, ["sample", str(run / "model_00005.pt"), "x"])
     assert "search needs a model that was tuned for embed" in refusal(finetune.run, ["search", str(run), items, "x"])
-    assert "embed has no head" in refusal(lambda: tune("embed", "run2", "--tune=head"))
+    for flag, said in (("--tune=head", "embed has no head"), ("--lm_weight=0.1", "--lm_weight has no effect on embed"),
+                       ("--temperature=0", "--temperature=0.0: must be at least 0.0001")):
+        assert said in refusal(lambda flag=flag: tune("embed", "run2", flag))
     for flag in ("--resume", "--init_from"):
         assert "is tuned for " in refusal(train_gpt2.run, [f"{flag}={run}/model_00005.pt", "--device=cpu"])
     embedder = str(tune("embed", "run3"))
