@@ -17,6 +17,7 @@ import os
 import random
 import shlex
 import statistics
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -264,13 +265,19 @@ def find_labels(train, val, train_path, val_path):
         if item.answer not in known:
             raise UserError(f"{val_path}, line {item.line}: label {item.answer!r} does not occur "
                             "in the items to learn from: add some there, or leave it out")
-    if len(set(map(str, known))) < len(known):
-        raise UserError(f"{train_path} has a label once as a number and once as a text, as 1 and "
-                        '"1": use one of the two')
     if len(known) == 1:
         raise UserError(f"all items of {train_path} have the label {known.pop()!r}: there is "
                         "nothing to tell apart")
-    return sorted(known, key=lambda label: (isinstance(label, str), label))
+    labels = sorted(known, key=lambda label: (isinstance(label, str), label))
+    spelled = {}  # a label's text in one Unicode form, without extra spaces -> the label
+    for label in labels:
+        text = " ".join(unicodedata.normalize("NFC", str(label)).split())
+        other = spelled.setdefault(text, label)
+        if other is not label:
+            raise UserError(f"{train_path} has the labels {other!r} and {label!r}, which differ "
+                            "only in spaces, in Unicode form, or as a number and a text: use one "
+                            "of them")
+    return labels
 
 
 # --- a run that continues -------------------------------------------------------------------------

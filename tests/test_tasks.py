@@ -116,6 +116,8 @@ def test_labels(tmp_path):
     assert find_labels(items("b", 10, 2, "a"), items(2), "t", "v") == [2, 10, "a", "b"]
     assert "v, line 2: label 3 does not occur" in refusal(find_labels, items(1, 2), items(1, 3), "t", "v")
     assert "have the label 1" in refusal(find_labels, items(1, 1), items(1), "t", "v")
-    assert "once as a number and once as a text" in refusal(find_labels, items(1, "1"), items(1), "t", "v")
+    for a, b in ((1, "1"), ("good", "good "), ("very good", "very\u00a0 good"), ("cafe\u0301", "caf\u00e9")):
+        said = f"t has the labels {a!r} and {b!r}, which differ only in spaces, in Unicode form, or as a number"
+        assert said in refusal(find_labels, items(b, a, "bad"), items("bad"), "t", "v")
     assert majority_baseline([1, 1, 2], [1, 2, 2, 2], [1, 2]) == (
         "baseline: always 1 is right for 25.0% of val; f1 is for the label 2")
