@@ -48,6 +48,7 @@ from support import checkpoints, metrics, tasks
 from support.batch import choose_micro_batch
 from support.console import UserError, print0, progress, run_program
 from support.processes import orderly_end, sum_over_processes
+from support.prompts import read_prompt
 from support.run import Run
 from support.settings import (MOST_SEED, check_least, check_most, check_share, find_checkpoint,
                               merge, parse, pick)
@@ -460,9 +461,7 @@ class Example(NamedTuple):
 
 
 def make_examples(items, task, tokenizer, block_size, source):
-    """
-    Items -> list of Example. Prints how many were too long. source: their file, for errors
-    """
+    """Items -> list of Example. Prints how many were cut. source: their file, for errors"""
     special = range(tokenizer.n_vocab, tokenizer.n_vocab + len(SPECIAL_TOKENS))
     examples, num_cut = [], 0
     number_of = {}  # text -> its number, in order of appearance
@@ -863,27 +862,29 @@ def embed_texts(model, tokenizer, texts, process):
 
 
 def search(argv):
-    """Print the passages nearest to a question, by meaning and not by words."""
+    """Print the passages nearest in meaning to a question: a text, @file, or - for stdin"""
     typed = parse(argv, __doc__, SearchConfig, words=True)
     config = SearchConfig(**pick(SearchConfig, typed))
     if len(typed["words"]) != 3:
         raise UserError("search needs a model, a file and a question: python finetune.py search "
                         'tuned passages.jsonl "a question"')
     check_least(config, 1, "top")
-    name, path, question = typed["words"]
+    name, path, prompt = typed["words"]
+    question = read_prompt(prompt)
     if problem := tasks.check_text(question):
         raise UserError(f"the question {problem}")
     items, problems = tasks.read_items(path, Embed(), with_answers=False)
-    passages = [item.texts[-1] for item in items]  # an item is a passage, or a query and a passage
+    items = [item._replace(texts=item.texts[-1:]) for item in items]  # without their queries
     model, tokenizer = load_embedder(name)
     with orderly_end("search", "shorter passages or --device=cpu"):
         process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
         model.to(process.device)
-        vectors = embed_texts(model, tokenizer, [question, *passages], process)
-    similarities = vectors[1:] @ vectors[0]  # (number of passages,), cosines
-    best = similarities.topk(min(config.top, len(passages)))
+        query = embed_texts(model, tokenizer, [question], process)[0]  # (C,)
+        examples = make_examples(items, model.task, tokenizer, model.config.block_size, path)
+        similarities = predict_scores(model, examples, process).squeeze(1) @ query  # (n,), cosines
+    best = similarities.topk(min(config.top, len(items)))
     for similarity, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print0(f"{similarity:.3f}  {' '.join(passages[number].split())}")
+        print0(f"{similarity:.3f}  {' '.join(items[number].texts[0].split())}")
     tasks.report_problems(problems)
 
 

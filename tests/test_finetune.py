@@ -573,6 +573,9 @@ def test_commands(language_model, tune, tmp_path):
     embedder = str(tune("embed", "run3"))
     for question in ("", " ", "\udcff"):
         assert "the question " in refusal(finetune.run, ["search", embedder, str(tmp_path / "embed.jsonl"), question])
+    passages = tmp_path / "passages.jsonl"
+    passages.write_text('{"passage": "he"}\n\n{"passage": "\u4f60"}\n', encoding="utf-8")
+    assert "passages.jsonl, line 3: this character" in refusal(finetune.run, ["search", embedder, str(passages), "he"])
 
 
 @pytest.mark.parametrize("task", ["classify", "embed", "choose"])
@@ -662,6 +665,10 @@ def test_search(tune, tmp_path, language_model, capsys):
                    "--dtype=float32"])
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 3 and lines[0].startswith("1.000") and passages[7] in lines[0]
+    # as in play.py, the question may be in a file
+    (tmp_path / "question.txt").write_text(passages[5] + "\n")
+    finetune.run(["search", str(model), str(tmp_path / "passages.jsonl"), f"@{tmp_path}/question.txt", "--device=cpu"])
+    assert capsys.readouterr().out.startswith(f"1.000  {passages[5]}\n")
 
 
 @pytest.mark.parametrize("task", ["classify", "entail"])
