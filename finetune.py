@@ -671,12 +671,10 @@ def plan_new_run(task_name, config, typed):
     pretrained, tokenizer = load_pretrained(config)
     if config.demo and pretrained.config.n_embd < 256:
         config = replace(config, **{**DEMO, **pick(TuneConfig, typed)})  # a typed flag wins
-    train, val = tasks.load_items(TASKS[task_name], config)
-    labels, mean, std = tasks.find_answers(TASKS[task_name], train, val, config)
+    train, val, answers = tasks.load_items(TASKS[task_name], config)
     torch.manual_seed(config.seed)  # the same new weights in every process
-    model = from_language_model(pretrained, tokenizer.n_vocab,
-                                make_task(task_name, labels, mean, std), config.dropout,
-                                config.random_weights)
+    model = from_language_model(pretrained, tokenizer.n_vocab, make_task(task_name, *answers),
+                                config.dropout, config.random_weights)
     return Plan(replace(config, resume=""), None, model, tokenizer, train, val)
 
 
@@ -686,7 +684,7 @@ def plan_resumed_run(task_name, checkpoint, log_dir, typed):
     config = TuneConfig(**merge(checkpoint, typed, {}, TuneConfig))
     config = replace(config, resume=checkpoint["path"], log_dir=log_dir)
     check_config(task_name, config)
-    train, val = tasks.load_items(TASKS[task_name], config)
+    train, val, _ = tasks.load_items(TASKS[task_name], config)
     tasks.check_same_items(checkpoint, train, config)
     model, tokenizer = make_tuned(checkpoint, config.dropout)
     return Plan(config, checkpoint, model, tokenizer, train, val)

@@ -186,7 +186,8 @@ def read_training_items(path, task):
 
 def load_items(task, config):
     """
-    --train and --val, or --demo -> training items, items to measure on. config: a TuneConfig
+    --train and --val, or --demo -> training items, items to measure on, and what a task saves with
+    its model, see find_answers. config: a TuneConfig
     """
     if config.demo:
         entries = demo_entries(task.name)
@@ -215,7 +216,7 @@ def load_items(task, config):
     if known:
         print0(f"warning: {known} of {len(val)} items to measure on are also learned from: the "
                "metrics will look better than they are")
-    return train, val
+    return train, val, find_answers(task, train, val, config)
 
 
 def split_items(items):
@@ -244,9 +245,12 @@ def find_answers(task, train, val, config):
     What a task saves with its model -> labels (list, empty if it has none), mean and standard
     deviation of the scores. UserError if val asks for something that train does not teach.
     """
+    train_path, val_path = config.train or "--demo", config.val or config.train or "--demo"
+    if task.answer is None:
+        check_pairs(train, train_path, "to learn from")
+        check_pairs(val, val_path, "to measure on")
     if task.answer is None or "endings" in task.entries:
         return [], 0.0, 1.0
-    train_path, val_path = config.train or "--demo", config.val or config.train or "--demo"
     if isinstance(train[0].answer, float) != isinstance(val[0].answer, float):
         raise UserError(f"one of {train_path} and {val_path} has labels, the other scores")
     if not isinstance(train[0].answer, float):
@@ -256,6 +260,14 @@ def find_answers(task, train, val, config):
         raise UserError(f"all items of {train_path} have the score {scores[0]}: there is nothing "
                         "to learn")
     return [], statistics.fmean(scores), statistics.pstdev(scores)
+
+
+def check_pairs(pairs, path, purpose):
+    """UserError if all queries or all passages are equal: then no passage is a wrong answer."""
+    queries, passages = zip(*[item.texts for item in pairs], strict=True)
+    if len(set(queries)) == 1 or len(set(passages)) == 1:
+        raise UserError(f"{path}: the {len(pairs)} pair(s) {purpose} have the same query or the "
+                        "same passage, so there is no wrong answer: add other pairs")
 
 
 def find_labels(train, val, train_path, val_path):

@@ -400,6 +400,9 @@ def test_a_run_goes_on_with_its_own_items(tune):
     assert "is a run of classify" in refusal(lambda: tune(other_task, run.name, "--resume=auto"))
     assert "another --batch" in refusal(lambda: tune("classify", "run", "--resume=auto", "--batch=4"))
     assert "9 steps are done, --epochs=1 are 5" in refusal(lambda: tune("classify", "run", "--resume=auto"))
+    other_val = run.parent / "val.jsonl"
+    other_val.write_text(json.dumps({"text": "it rains", "label": 7}) + "\n")
+    assert "label 7 does not occur" in refusal(lambda: tune("classify", "run", "--resume=auto", f"--val={other_val}"))
 
 
 def test_a_run_goes_on_where_its_checkpoint_is(tune, tmp_path, monkeypatch, capsys):

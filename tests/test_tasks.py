@@ -103,7 +103,7 @@ def test_a_search_is_measured_on_some(tmp_path, capsys):
     """Each query meets each passage: with 100,000 pairs that would be 10**10 products."""
     pairs = [{"query": str(i), "passage": str(-i)} for i in range(2005)]
     path = write(tmp_path / "a.jsonl", *pairs)
-    _, val = load_items(Embed, SimpleNamespace(demo=False, train=path, val=path, batch=32, epochs=1))
+    _, val, _ = load_items(Embed, SimpleNamespace(demo=False, train=path, val=path, batch=32, epochs=1))
     out = capsys.readouterr().out
     assert len(val) == 2000 and "of 2005 pairs the first 2000" in out
     assert "2000 of 2000 items to measure on are also learned from" in out
@@ -121,3 +121,16 @@ def test_labels(tmp_path):
         assert said in refusal(find_labels, items(b, a, "bad"), items("bad"), "t", "v")
     assert majority_baseline([1, 1, 2], [1, 2, 2, 2], [1, 2]) == (
         "baseline: always 1 is right for 25.0% of val; f1 is for the label 2")
+
+
+def test_a_search_without_a_wrong_answer_is_no_test(tmp_path):
+    """One pair, or one passage for all queries: whatever the vectors, the right passage would come first."""
+    def pairs(name, *texts):
+        return write(tmp_path / name, *[{"query": q, "passage": p} for q, p in texts])
+    good = pairs("good.jsonl", ("a", "b"), ("c", "d"))
+    for bad in (pairs("1.jsonl", ("e", "f")), pairs("2.jsonl", ("e", "g"), ("f", "g")),
+                pairs("3.jsonl", ("e", "f"), ("e", "g"))):
+        for train, val, what in ((good, bad, "to measure on"), (bad, good, "to learn from")):
+            config = SimpleNamespace(demo=False, train=train, val=val, batch=1, epochs=1)
+            line = refusal(load_items, Embed, config)
+            assert f"{bad}: the " in line and f"pair(s) {what} have the same query or the same passage" in line
