@@ -4,8 +4,9 @@ memory. Come here when a checkpoint or a line of the log is missing, or when a r
 that you did not expect.
 """
 import contextlib
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -139,10 +140,32 @@ class Run:
     def forget_state(self, *_):
         self.state = None
 
+    def check_log_dir(self):
+        """
+        If somebody has renamed or deleted log_dir, open a new log: under the same name, unless
+        that is taken, perhaps by another run.
+        """
+        old, log_dir = self.record, self.config.log_dir
+        if not old.has_lost_its_directory():
+            return
+        if os.path.exists(log_dir):
+            log_dir = f"{os.path.normpath(log_dir)}_{self.saved_settings['run']}"
+        old.close()
+        try:
+            self.record = open_log(log_dir, self.saved_settings, None, self.config.tensorboard)
+        except UserError as e:
+            print0(f"warning: {e}")
+            return
+        self.record.waiting, self.record.began = old.waiting, old.began
+        print0(f"warning: {self.config.log_dir} was renamed or deleted: log and checkpoints from "
+               f"step {self.step} on are in {log_dir}")
+        self.config = replace(self.config, log_dir=log_dir)
+
     def save(self):
         """Write the state of this turn, unless that has been done. A collective under --shard."""
         # what a run starts with is a file already, or nothing but random numbers
         if self.state is not None and self.config.save_every > 0 and self.step > self.start_step:
+            self.check_log_dir()
             self.last_save_failed = not checkpoints.save(
                 self.config.log_dir, self.config.keep_last, self.state, self.saved_settings,
                 self.step_seconds)
@@ -195,6 +218,7 @@ class Run:
         else:
             line = self.eval_line(step, **values)
         print0(f"step {step:5d} | {line}")
+        self.check_log_dir()
         self.record.write(step, **{name: FORMATS.get(name, "{:.4f}").format(value)
                                    for name, value in values.items()})
         if "train" in values:

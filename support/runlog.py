@@ -151,6 +151,8 @@ READ = ("resume", "init_from", "data_root", "model", "train", "val")  # flags fo
 class RunLog:
     """An open log. Only one process writes; the log of the others has no path and does nothing."""
     path: str = ""
+    run: str = ""  # the number of the run
+    folder: os.stat_result | None = None  # of log_dir
     lock: FileLock | None = None  # held while this object lives: one run per log_dir
     events: object = None  # TensorBoard's SummaryWriter, with --tensorboard
     waiting: list = field(default_factory=list)  # lines that could not be written yet
@@ -175,6 +177,18 @@ class RunLog:
         except OSError as e:
             print0(f"warning: {self.path} cannot be written ({e.strerror}): {len(self.waiting)} "
                    "lines wait")
+
+    def has_lost_its_directory(self):
+        """Did somebody rename or delete log_dir? Another run may be writing there by now."""
+        log_dir = os.path.dirname(self.path)
+        try:
+            if not self.path or os.path.samestat(os.stat(log_dir), self.folder):
+                return False
+        except FileNotFoundError:
+            return True
+        except OSError:  # a network disk is away
+            return False
+        return read_identity(log_dir)[0] != self.run
 
     def close(self):
         """Release the lock, so that another run may write to the directory."""
@@ -220,9 +234,9 @@ def open_log(log_dir, settings, checkpoint, tensorboard):
         events = None
         if writer:  # purge_step: TensorBoard forgets the steps that will be repeated
             events = writer(log_dir, purge_step=first_step if is_continued else None)
+        return RunLog(path, settings.get("run", ""), os.stat(log_dir), lock, events)
     except OSError as e:
         raise UserError(f"cannot write to {log_dir} ({e.strerror}): {advice}", who="me")
-    return RunLog(path, lock, events)
 
 
 def tensorboard_writer():

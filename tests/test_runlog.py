@@ -118,6 +118,35 @@ def test_a_log_directory_that_cannot_be_written(text, refused):
     assert "cannot write to" in refused(f"--log_dir={text}/log") and text.exists()
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+def test_a_log_directory_that_is_renamed(taken, train, tmp_path, monkeypatch, capsys):
+    """
+    `mv log mine` in step 4. The run goes on in a new log; if another run has taken the old name by then, in a directory
+    of its own: it adds no lines to that run's log, and rotates none of its checkpoints away.
+    """
+    log, mine = tmp_path / "log", tmp_path / "mine"
+    train("other", "--max_steps=2", "--save_every=1")
+    real = train_gpt2.get_lr
+
+    def renamed(step, config):
+        if step == 4:
+            log.rename(mine)
+            if taken:
+                shutil.copytree(tmp_path / "other", log)
+        return real(step, config)
+    monkeypatch.setattr(train_gpt2, "get_lr", renamed)
+    flags = [*TINY, f"--data_root={tmp_path / 'text.txt'}", f"--log_dir={log}/", "--save_every=3", "--keep_last=1"]
+    train_gpt2.run(flags)
+    number = json.loads((mine / "settings.json").read_text())["run"]
+    after = tmp_path / f"log_{number}" if taken else log
+    assert f"was renamed or deleted: log and checkpoints from step 4 on are in {after}" in capsys.readouterr().out
+    assert not taken or contents(log) == contents(tmp_path / "other")
+    assert [*read_log(mine)["train"], *read_log(after)["train"]][-6:] == list(range(4, 10))
+    assert sorted(path.name for path in mine.iterdir()) == [".lock", "log.txt", "model_00003.pt", "settings.json"]
+    assert sorted(path.name for path in after.glob("*.pt")) == ["model_00010.pt"]
+    assert json.loads((after / "settings.json").read_text())["run"] == number
+
+
 # --- read by other programs -----------------------------------------------------------------------
 
 def test_a_log_is_read_whatever_happened_to_it(tmp_path):
