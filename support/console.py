@@ -121,9 +121,11 @@ def run_program(run, argv=None):
     The last line of each program: call run(argv), and turn an error into a line and an exit code.
     Nothing else in the project does that.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, by `>&-`: a checkpoint would get its number
+            setattr(sys, name, open(os.devnull, "w"))
         # a sample may have a character that the terminal's encoding lacks: print a ? instead
-        stream.reconfigure(errors="replace")
+        getattr(sys, name).reconfigure(errors="replace")
     exit_code = 0
     try:
         run(sys.argv[1:] if argv is None else argv)

@@ -93,6 +93,16 @@ def test_nobody_reads_the_output_any_more():
     assert (code, out) == (0, "0\n") and err.endswith("done") and err.count("warning: the output cannot") == 1
 
 
+def test_closed_outputs_end_no_run(tmp_path):
+    """`>&- 2>&-`: Python has no streams then. The next file to be opened is not taken for one of them."""
+    code = ("import os\nfrom support.console import print0, run_program\ndef program(argv):\n    print0('a line')\n"
+            f"    with open({str(tmp_path / 'model.pt')!r}, 'wb') as f:\n        os.write(2, b'a signal')\n"
+            "        f.write(b'weights')\nrun_program(program)")
+    command = 'exec "$0" -c "$1" >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command, sys.executable, code], cwd=ROOT).returncode == 0
+    assert (tmp_path / "model.pt").read_bytes() == b"weights"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 def test_a_full_disk_ends_no_run():
     """Neither `> out.txt` on it nor `2> err.txt`: the run goes on to its own end, and keeps its exit code."""
