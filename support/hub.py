@@ -26,6 +26,10 @@ class SilentHost(OSError):
     """A host that does not answer; the text names it."""
 
 
+class Offline(Exception):
+    """HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: what is not in the cache is not loaded."""
+
+
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects and keeps the last address."""
 
@@ -44,6 +48,8 @@ def prepare():
     environment only then. Mirrors do not serve Xet, the hub's own transfer of large files, and a
     download through it would stand at 0%.
     """
+    # seconds without a byte; huggingface_hub tries six times before it gives up
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT // 6))
     if "HF_ENDPOINT" in os.environ:
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
@@ -51,9 +57,12 @@ def prepare():
 def reach(path):
     """
     Request the first byte of a file on the hub (path: the part after the endpoint) through all
-    redirects. SilentHost if a host does not answer, HTTPError if it answers with an error status.
+    redirects. SilentHost if a host does not answer, HTTPError if it answers with an error status,
+    Offline if it may not be asked.
     """
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
+    if constants.HF_HUB_OFFLINE:
+        raise Offline
     url = f"{endpoint()}/{quote(path, safe='/%')}"
     request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "User-Agent": "gpt2"})
     if token := get_token():
@@ -114,6 +123,9 @@ def failures_explained(what, by_hand):
         yield
     except ModuleNotFoundError:  # run_program names the package
         raise
+    except Offline as e:
+        raise UserError(f"cannot load {what}: it is not in the cache, and HF_HUB_OFFLINE or "
+                        f"TRANSFORMERS_OFFLINE is set: unset it, or {by_hand}") from e
     except SilentHost as e:
         mirror = "try another" if "HF_ENDPOINT" in os.environ else "set HF_ENDPOINT to a"
         raise UserError(f"cannot load {what}: {e}: {mirror} mirror, or {by_hand}") from e

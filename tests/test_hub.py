@@ -59,7 +59,9 @@ def empty_cache(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda model, file: None)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     monkeypatch.setattr(hub, "TIMEOUT", 0.3)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # prepare() may set it: restored after the test
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name, value in (("HF_HUB_DISABLE_XET", "1"), ("HF_HUB_DOWNLOAD_TIMEOUT", "5")):
+        monkeypatch.setenv(name, value)  # prepare() may set it: restored after the test
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -106,6 +108,20 @@ def test_without_a_mirror_one_is_the_advice(nobody, monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.setattr(hub, "endpoint", lambda: f"http://{nobody}")
     assert "set HF_ENDPOINT to a mirror, or copy" in refusal(find_folder, "gpt2")
+
+
+def test_without_the_network_what_is_not_in_the_cache_is_not_asked_for(serve, monkeypatch):
+    """HF_HUB_OFFLINE=1 on a node of a cluster: no host is at fault. The line names the variable, and what to copy."""
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    mirror = serve((206, {}))
+    line = refusal(find_folder, "gpt2")
+    assert line.startswith("cannot load gpt2: it is not in the cache, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is")
+    assert "unset it, or copy config.json" in line
+    assert "unset it, or copy its tokenizer.json" in refusal(fetch_tokenizer, "Qwen/Qwen2-1.5B")
+    with pytest.raises(hub.Offline):
+        hub.reach_dataset("Rowan/hellaswag")
+    assert mirror.requests == []
 
 
 def test_a_dataset_whose_files_are_elsewhere(serve, nobody, monkeypatch):
@@ -196,13 +212,17 @@ def test_what_is_in_the_cache_needs_no_network(nobody, monkeypatch, tmp_path):
     assert download("openai-community/gpt2", ["config.json", "model.safetensors"]) == str(tmp_path)
 
 
-def test_a_mirror_is_asked_without_xet():
-    """huggingface_hub reads the variable when it is imported. Whoever has set it is obeyed."""
+def test_what_is_asked_of_a_mirror():
+    """
+    No Xet, and six tries of 5 seconds when a file stands still, 30 in all. huggingface_hub reads these variables when
+    it is imported. Whoever has set one is obeyed.
+    """
     code = ("import sys; from support.hub import prepare; prepare(); assert 'huggingface_hub' not in sys.modules\n"
-            "from huggingface_hub.constants import HF_HUB_DISABLE_XET; print(HF_HUB_DISABLE_XET)")
-    env = {name: value for name, value in os.environ.items() if name not in ("HF_ENDPOINT", "HF_HUB_DISABLE_XET")}
-    for extra, expected in (({"HF_ENDPOINT": "http://127.0.0.1:9"}, "True"),
-                            ({"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_XET": "0"}, "False")):
+            "from huggingface_hub import constants\n"
+            "print(constants.HF_HUB_DISABLE_XET, constants.HF_HUB_DOWNLOAD_TIMEOUT)")
+    names = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DOWNLOAD_TIMEOUT")
+    env = {name: value for name, value in os.environ.items() if name not in names} | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for extra, expected in (({}, "True 5"), ({"HF_HUB_DISABLE_XET": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "20"}, "False 20")):
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**env, **extra}, text=True,
                               capture_output=True)
         assert done.stdout.strip() == expected, done.stderr
