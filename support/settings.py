@@ -80,7 +80,21 @@ def find_checkpoint(config, typed, init_from=""):
         resume = checkpoints.newest(resume)
     if resume not in ("", "auto") and "log_dir" not in typed:
         log_dir = os.path.dirname(resume) or "."  # a run continues where its checkpoint is
-    return checkpoints.find(resume, log_dir, init_from), log_dir
+    try:
+        return checkpoints.find(resume, log_dir, init_from), log_dir
+    except UserError:
+        if resume in ("", "auto") or os.path.exists(resume):
+            raise
+        raise UserError(f"there is no model {resume}: {similar_resume(resume, config.log_dir)}")
+
+
+def similar_resume(resume, log_dir):
+    """A --resume that is no file, perhaps only a step or a name -> what to type"""
+    folder, name = os.path.split(resume)
+    for path in checkpoints.list_all(folder or log_dir):
+        if os.path.basename(path) in (name, f"model_{name:0>5}.pt"):
+            return f"did you mean --resume={path}?"
+    return f"--resume=auto takes the newest checkpoint in {log_dir}"
 
 
 # --- which value wins -----------------------------------------------------------------------------

@@ -191,6 +191,16 @@ def test_resume_takes_the_directory_of_a_run(checkpoint, tmp_path):
     assert "there is no checkpoint in" in refusal(resolve, f"--resume={tmp_path}")
 
 
+@pytest.mark.parametrize("slip", ["2", "00002", "model_00002.pt", "LOG/2"])
+def test_a_step_or_a_name_stands_for_no_checkpoint(slip, checkpoint, tmp_path):
+    """The line has the whole path. For anything else, AUTO or latest, it has auto."""
+    log = str(tmp_path / "log")
+    line = refusal(resolve, f"--resume={slip.replace('LOG', log)}", f"--log_dir={log}")
+    assert line.endswith(f": did you mean --resume={checkpoint}?")
+    line = refusal(resolve, "--resume=AUTO", f"--log_dir={log}")
+    assert line == f"there is no model AUTO: --resume=auto takes the newest checkpoint in {log}"
+
+
 def test_resume_auto_with_a_checkpoint_goes_on(train, tmp_path):
     """The checkpoint's B is the largest to choose, its vocabulary stays, and compile is as it was typed."""
     train("log", "--save_every=10")
