@@ -243,8 +243,9 @@ def check_names(argv, parser):
         if not name.startswith("--"):
             continue
         if name not in known:
-            similar = difflib.get_close_matches(name, known, n=1)
-            hint = f": did you mean {similar[0]}?" if similar else ""
+            lower = {option.lower(): option for option in known}
+            similar = difflib.get_close_matches(name.lower(), lower, n=1)
+            hint = f": did you mean {lower[similar[0]]}?" if similar else ""
             refuse(f"unrecognized arguments: {word}{hint}")
         if name in seen:
             print0(f"{name} is given twice: the last one counts")
@@ -257,7 +258,9 @@ def check_least(config, least, *names):
     """UserError if one of these numbers is below `least`, infinite or nan."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not least <= value < math.inf:
+        if value is not None and not value < math.inf:
+            raise UserError(f"--{name}={value}: must be a finite number")
+        if value is not None and value < least:
             raise UserError(f"--{name}={value}: must be at least {least}")
 
 

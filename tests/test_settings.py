@@ -52,6 +52,7 @@ def test_only_what_was_typed_comes_out(argv, typed):
     (["--heat=hot"], "argument --heat: invalid float value: 'hot'"), (["--minutes=2.5"], "invalid int value: '2.5'"),
     (["--rack=high"], "invalid choice: 'high'"), (["--fan=maybe"], "'maybe' is neither True nor False"),
     (["--dish="], "--dish is empty: is a variable of your shell not set?"), (["pie"], "unrecognized arguments: pie"),
+    (["--HEAT=5"], "--HEAT=5: did you mean --heat?"),
     (["--hea=5"], "did you mean --heat?"),  # no abbreviation: the next flag could begin like it
 ], ids=" ".join)
 def test_a_slip_is_one_line_that_says_what_is_wrong(argv, said):
@@ -275,10 +276,14 @@ LEAST_0 = ("max_steps", "warmup_steps", "eval_every", "save_every", "seed")
 @pytest.mark.parametrize("flag, least", [*((f"--{name}=0", 1) for name in LEAST_1),
                                          *((f"--{name}=-1", 0) for name in LEAST_0),
                                          ("--max_lr=-1.0", 0), ("--min_lr=-1.0", 0), ("--weight_decay=-1.0", 0),
-                                         ("--max_lr=nan", 0), ("--weight_decay=inf", 0), ("--grad_clip=0.0", 1e-9)])
+                                         ("--weight_decay=-inf", 0), ("--grad_clip=0.0", 1e-9)])
 def test_too_little_is_refused(flag, least):
-    """nan and infinity, too: no number is at least as large as nan."""
     assert refusal(resolve, flag) == f"{flag}: must be at least {least}"
+
+
+@pytest.mark.parametrize("flag", ["--max_lr=nan", "--weight_decay=inf"])
+def test_a_rate_is_a_finite_number(flag):
+    assert refusal(resolve, flag) == f"{flag}: must be a finite number"
 
 
 @pytest.mark.parametrize("flag", ["--beta1=1.0", "--beta2=1.0", "--dropout=1.0", "--dropout=-0.1", "--beta1=nan"])
