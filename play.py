@@ -475,6 +475,11 @@ def parse_args(argv):
     if len(words) != len(expected.split()):
         raise UserError(f"{name} needs {expected}, not {len(words)} words: python play.py {name} "
                         f"{expected}")
+    for i, kind in enumerate(expected.split()):
+        if kind in ("MODEL", "DIR"):
+            if not words[i]:
+                raise UserError(f"{kind} is empty: is a variable of your shell not set?")
+            words[i] = os.path.expanduser(words[i])  # a shell leaves a quoted "~/log" as it is
     if unused := typed.keys() - flags:
         raise UserError(f"{name} has no flag --{min(unused)} (--help lists the flags)")
     config = PlayConfig(**typed)

@@ -2,6 +2,7 @@
 A prompt on a command line becomes token ids, with the tokenizer of the model that reads it. Come
 here when a prompt is refused.
 """
+import os
 import sys
 
 from support.console import UserError
@@ -34,7 +35,9 @@ def read_prompt(text):
         return sys.stdin.read().removesuffix("\n")
     if not text.startswith("@"):
         return text
-    path = text.removeprefix("@")
+    path = os.path.expanduser(text.removeprefix("@"))
+    if not path:
+        raise UserError("the name of a file is missing after @: write @prompt.txt, for example")
     try:
         with open(path, encoding="utf-8") as f:
             return f.read().removesuffix("\n")

@@ -224,7 +224,7 @@ def test_an_export_into_an_empty_folder_and_a_link_to_one(checkpoint, tmp_path, 
     (["info", ROOT], "give a directory with a GPT-2"),
     (["info", __file__], "is not a usable checkpoint"),
     (["sample", "MODEL", "x", "--temperature=-1"], "--temperature=-1.0: must be at least 0"),
-    (["sample", "MODEL", "x", "--temperature=nan"], "--temperature=nan: must be"),
+    (["sample", "MODEL", "x", "--temperature=nan"], "--temperature=nan: must be a finite number"),
     (["sample", "MODEL", "x", "--top_k=0"], "--top_k=0: must be at least 1"),
     (["sample", "MODEL", "x", "--top_p=0"], "--top_p=0.0: must be"),
     (["sample", "MODEL", "x", "--top_p=1.1"], "--top_p=1.1: must be at most 1"),
@@ -240,6 +240,8 @@ def test_an_export_into_an_empty_folder_and_a_link_to_one(checkpoint, tmp_path, 
     (["sample", "MODEL"], 'python play.py sample MODEL "PROMPT"'),
     (["sample", "MODEL", "to", "be"], "not 3 words"),
     (["chat", "MODEL", "--num_samples=2"], "chat has no flag --num_samples"),
+    (["export", "MODEL", ""], "DIR is empty: is a variable of your shell not set?"),
+    (["info", ""], "MODEL is empty"),
     (["info", "MODEL", "--seed=2"], "info has no flag --seed"),
     (["smaple", "MODEL", "x"], "there is no command smaple: did you mean sample?"),
     (["dance"], "there is no command dance: try sample, chat, export, info"),
@@ -247,6 +249,15 @@ def test_an_export_into_an_empty_folder_and_a_link_to_one(checkpoint, tmp_path, 
 ], ids=lambda v: " ".join(v[:3])[-40:] if isinstance(v, list) else "")
 def test_wrong_input(argv, said, checkpoint, play_refuses):
     assert said in play_refuses(*[checkpoint if a == "MODEL" else a for a in argv])
+
+
+def test_a_tilde_is_my_home(checkpoint, tmp_path, monkeypatch, capsys):
+    """In quotes a shell leaves it as it is, and a directory named ~ would appear. A prompt may begin with it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    play.main(["export", "~/log/model_00002.pt", "~/hf"])
+    assert "config.json" in os.listdir(tmp_path / "hf")
+    _, words, _ = play.parse_args(["sample", "~/log", "~/ is my home"])
+    assert words == [str(tmp_path / "log"), "~/ is my home"]
 
 
 def test_flags_stand_anywhere(checkpoint, capsys):

@@ -17,6 +17,14 @@ def test_a_prompt_is_text_or_a_file_or_stdin(word, tmp_path, monkeypatch):
     assert prompts.read_prompt(word) == "the\nking"
 
 
+def test_the_name_of_a_prompts_file(tmp_path, monkeypatch):
+    """~ is my home, although @ stands before it. Without a name there is no file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompt.txt").write_text("the king")
+    assert prompts.read_prompt("@~/prompt.txt") == "the king"
+    assert "the name of a file is missing after @" in refusal(prompts.read_prompt, "@")
+
+
 @pytest.mark.parametrize("data", [None, b"caf\xe9"], ids=["no file", "not UTF-8"])
 def test_a_file_that_cannot_be_read(data, tmp_path):
     path = tmp_path / "prompt.txt"
