@@ -54,7 +54,7 @@ def softmax():
     yield row("exp(logit)", [*exp, exp.sum()])
     yield row("softmax", [*probs, probs.sum()])
     yield row("-log(softmax)", -probs.log())
-    yield f"b follows: loss {loss:.3f} (equal logits would cost ln 4 = {math.log(4):.3f})"
+    yield f"b follows: loss {loss:.3f} (equal logits: ln 4 = {math.log(4):.3f})"
     yield row("dloss/dlogit", [*logits.grad, logits.grad.sum().abs()])
 
 
@@ -331,7 +331,7 @@ def adamw():
 def decay():
     yield "two weights of 1; 100 steps with lr 0.01 and decay 0.1; the gradient's sign alternates"
     yield row("size of the gradient", ["10", "0.1"], width=28)
-    for name, coupled in (("decay in the gradient", True), ("decay beside it (AdamW)", False)):
+    for name, coupled in (("decay in the gradient", True), ("decoupled decay (AdamW)", False)):
         ends = [[*adam([size, -size] * 50, 0.95, 0.01, 0.1, coupled)][-1][0] for size in (10, 0.1)]
         yield row(name, ends, width=28)
 
@@ -339,7 +339,7 @@ def decay():
 def beta2():
     betas = [0.95, 0.99, 0.999]
     yield row("beta2", map(str, betas), width=50)
-    yield row("steps that v remembers, 1 / (1 - beta2)", [1 / (1 - b) for b in betas], ".0f", 50)
+    yield row("memory of v in steps, 1 / (1 - beta2)", [1 / (1 - b) for b in betas], ".0f", 50)
     grown = [max(directions([1.0] * 5000 + [10.0] * 30, b)) for b in betas]
     yield row("gradients grow from 1 to 10: longest direction", grown, ".2f", 50)
     # the direction falls below a half within 20 steps, as m forgets; then v has to
