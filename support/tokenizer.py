@@ -285,9 +285,9 @@ def make_tokenizer(name, texts=()):
     m = re.fullmatch(r"bpe:(\d+)", name)
     if m is None:
         return BPETokenizer(fetch_tokenizer(name))
-    if int(m[1]) < 257:
-        raise UserError(f"--tokenizer={name}: at least bpe:257, a token for each byte and "
-                        "<|endoftext|>")
+    if not 257 <= int(m[1]) <= 1_000_000:
+        raise UserError(f"--tokenizer={name}: bpe:257 (a token for each byte and <|endoftext|>) "
+                        "to bpe:1000000")
     return BPETokenizer(train_bpe(texts, int(m[1])))
 
 
@@ -301,7 +301,7 @@ def fetch_tokenizer(name):
         by_hand = "copy its tokenizer.json to this directory, then --tokenizer=tokenizer.json"
         with failures_explained(f"the tokenizer {name}", by_hand):
             path = os.path.join(download(name, ["tokenizer.json"]), "tokenizer.json")
-    with open(path, encoding="utf-8") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:  # BPETokenizer checks what it is
         return f.read()
 
 

@@ -338,7 +338,7 @@ def test_a_run_that_died_before_its_first_shard_is_no_obstacle(right, make, tmp_
     (["--workers=-1"], "must be at least 0"),
     (["--max_shards=1"], "try --max_shards=2"), (["--part=9/8"], "--part=3/8"), (["--part=x"], "--part=3/8"),
     (["--part=1/2"], "try --part=1/1"), (["--shards=3"], "unrecognized arguments"),
-    (["--tokenizer=words"], "neither gpt2, char, bpe:8000"), (["--tokenizer=bpe:10"], "at least bpe:257"),
+    (["--tokenizer=words"], "neither gpt2, char, bpe:8000"), (["--tokenizer=bpe:10"], "bpe:257 (a token for each byte"),
     (["--tokenizer={root}/a.json"], "not a usable tokenizer.json"), (["--out={root}/a.csv"], "cannot write to"),
     (["--name=sample-350BT"], "--name has no effect with --files: leave it out"),
     (["--no-stream"], "--stream has no effect with --files"),

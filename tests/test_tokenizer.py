@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import refusal
+from small_runs import ROOT, refusal
 
 from support import files, tokenizer
 from support.hugging_face import hugging_face_tokenizer
@@ -132,8 +132,10 @@ def test_gpt2s_tokenizer_as_tokenizer_json(text):
     assert hf.get_vocab_size() == 50257 and hf.token_to_id("<|endoftext|>") == 50256
 
 
-@pytest.mark.parametrize("name, said", [("bpe:256", "at least bpe:257"), ("gpt", "neither gpt2, char, bpe:8000"),
-                                        ("shards/tokenizer.json", "neither gpt2, char, bpe:8000")])
+@pytest.mark.parametrize("name, said", [
+    ("bpe:256", "bpe:257 (a token for each byte"), ("bpe:9" + 20 * "9", "to bpe:1000000"),
+    ("gpt", "neither gpt2, char, bpe:8000"), ("shards/tokenizer.json", "neither gpt2, char, bpe:8000"),
+    (os.path.join(ROOT, "assets", "reference.png"), "not a usable tokenizer.json")])
 def test_a_tokenizer_that_is_none(name, said):
     """The line says what may stand there."""
     assert said in refusal(make_tokenizer, name)
