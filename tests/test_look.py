@@ -510,7 +510,7 @@ def test_the_four_endings(browser):
     driver = browser(page)
     open_tab(driver, "endings")
     rows = [row.text for row in driver.find_elements("css selector", ".ending")]
-    assert [row.startswith("right") for row in rows] == [False, False, True, False]
+    assert [row.startswith("correct") for row in rows] == [False, False, True, False]
     before = text_of(driver, "#endings .details")
     point_at(driver, ".ending:last-child .token[data-place='0']")
     assert "of ending 4" in text_of(driver, "#endings .details") != before
