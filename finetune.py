@@ -877,12 +877,15 @@ def search(argv):
     with orderly_end("search", "shorter passages or --device=cpu"):
         process = setup_distributed(TrainConfig(device=config.device, dtype=config.dtype))
         model.to(process.device)
-        query = embed_texts(model, tokenizer, [question], process)[0]  # (C,)
-        examples = make_examples(items, model.task, tokenizer, model.config.block_size, path)
-        similarities = predict_scores(model, examples, process).squeeze(1) @ query  # (n,), cosines
-    best = similarities.topk(min(config.top, len(items)))
-    for similarity, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print0(f"{similarity:.3f}  {' '.join(items[number].texts[0].split())}")
+        block_size = model.config.block_size
+        examples = make_examples(items, model.task, tokenizer, block_size, path)
+        examples.append(Example([list(tokenizer.encode(question))[:block_size]], None))
+        vectors = predict_scores(model, examples, process)
+    if process.rank == 0:
+        similarities = vectors[:-1, 0] @ vectors[-1, 0]  # (n,), cosines
+        best = similarities.topk(min(config.top, len(items)))
+        for similarity, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            print(f"{similarity:.3f}  {' '.join(items[number].texts[0].split())}")
     tasks.report_problems(problems)
 
 

@@ -346,7 +346,7 @@ def read_text(path):
     except UnicodeDecodeError as e:
         bad = e.start
     if bad >= 0:
-        raise UserError(f"{path} is not UTF-8 at byte {bad:,}: convert it, for example with iconv",
+        raise UserError(f"{path} is not text in UTF-8 (byte {bad:,}): convert it, as with iconv",
                         who="node")
     return text.removeprefix("\ufeff")
 

@@ -674,6 +674,18 @@ def test_search(tune, tmp_path, language_model, capsys):
     assert capsys.readouterr().out.startswith(f"1.000  {passages[5]}\n")
 
 
+@pytest.mark.slow
+def test_two_processes_search(tmp_path, language_model):
+    """torchrun finetune.py search: the first process prints, and nobody ends in a traceback."""
+    (tmp_path / "passages.jsonl").write_text("".join(json.dumps({"passage": f"passage {i}"}) + "\n" for i in range(9)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*torchrun, os.path.join(ROOT, "finetune.py"), "search", str(language_model),
+                           str(tmp_path / "passages.jsonl"), "passage 7", "--top=3", "--device=cpu"],
+                          capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3 and done.stdout.startswith("1.000  passage 7\n")
+
+
 @pytest.mark.parametrize("task", ["classify", "entail"])
 def test_transformers_gives_the_same_logits(task, tune, tmp_path):
     """From the texts alone: the exported tokenizer writes start, delimiter and extract where we do."""

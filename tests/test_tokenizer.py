@@ -150,4 +150,4 @@ def test_a_text_is_utf8(data, byte, tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     line = refusal(tokenize_file, str(path), "gpt2")
-    assert line == f"{path} is not UTF-8 at byte {byte:,}: convert it, for example with iconv"
+    assert line == f"{path} is not text in UTF-8 (byte {byte:,}): convert it, as with iconv"
