@@ -122,7 +122,9 @@ def unpickle(path):
     if not os.path.exists(path):
         raise UserError(f"there is no model {path}: give a checkpoint such as log/model_19073.pt, "
                         "a directory, or gpt2 ... gpt2-xl")
-    if not zipfile.is_zipfile(path):
+    try:
+        zipfile.ZipFile(path).close()
+    except Exception:  # zipfile's, which has several
         raise UserError(f"{path} is not a usable checkpoint: torch.save writes zip files, and this "
                         "is none, or a part of one")
     try:

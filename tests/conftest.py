@@ -17,6 +17,20 @@ import play
 import train_gpt2
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """
+    `python -m pytest`, and nothing after it: on all cores, up to eight, where pytest-xdist is installed. A part of
+    the tests runs in this process: one test starts sooner there, and those of a card share it.
+    """
+    option = config.option
+    is_part = option.file_or_dir or option.keyword or option.markexpr != "not slow" or option.collectonly
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and not (is_part or is_worker):
+        option.numprocesses, option.maxprocesses, option.dist = "auto", 8, "worksteal"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: they share the cores
+
+
 def pytest_configure():
     """`nohup python -m pytest &` ignores these two, and so would every program that a test starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -168,6 +168,14 @@ def checkpoint_bytes(train, tmp_path):
     return (tmp_path / "made" / "model_00001.pt").read_bytes()
 
 
+def test_a_damaged_end_of_the_zip_file(tmp_path, checkpoint_bytes):
+    """is_zipfile raises an error of its own where the record of 64-bit sizes names a second disk."""
+    data = bytearray(checkpoint_bytes)
+    data[data.rindex(b"PK\x06\x07") + 16] = 2
+    (tmp_path / "bad.pt").write_bytes(data)
+    assert "none, or a part of one" in refusal(checkpoints.read, str(tmp_path / "bad.pt"))
+
+
 def fuzz_checkpoints(folder, data, n):
     """Right are the very weights: every record has a checksum."""
     path = os.path.join(folder, "model_00001.pt")

@@ -131,7 +131,7 @@ def test_a_config_of_another_model_is_refused(key, value, theirs, tmp_path):
 
 @pytest.mark.parametrize("damage, said", [
     (lambda d: (d / "model.safetensors").unlink(), "no file named model.safetensors"),
-    (lambda d: (d / "config.json").unlink(), "model_type"),
+    (lambda d: (d / "config.json").unlink(), "Unrecognized model"),
     (lambda d: edit_config(d, n_layer=3), "it has no transformer.h.2."),
     (lambda d: (d / "model.safetensors").write_bytes(b"no tensors here"), "SafetensorError"),
 ], ids=["no weights", "no config", "another depth", "not safetensors"])

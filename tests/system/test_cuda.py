@@ -28,7 +28,7 @@ from support.arithmetic import phases, total
 from tools import measure
 
 CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")]
-DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
+DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=CUDA)]
 
 
 @pytest.fixture(autouse=True)

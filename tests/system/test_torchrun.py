@@ -128,6 +128,7 @@ def children(pid):
         return [int(child) for child in f.read().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc to find the processes of torchrun")
 def test_torchrun_restarts_a_run_that_has_lost_a_process(tmp_path):
     """One of two processes is killed: torchrun starts both again, from the newest checkpoint, and nothing shows."""
@@ -174,6 +175,7 @@ def test_a_silent_process_is_waited_for_no_longer_than_the_time_limit(torchrun, 
 
 # --- --shard: each process has a share of the weights ---------------------------------------------
 
+@pytest.mark.slow
 def test_shares_take_the_steps_of_one_process(train, torchrun, tmp_path, text):
     """
     Two processes with half of the weights each, and activations computed twice: the losses and norms of one process
