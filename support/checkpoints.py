@@ -95,7 +95,7 @@ def read(path):
     try:
         with zipfile.ZipFile(path) as z:
             damaged = z.testzip()  # torch.load checks no checksum and would load a flipped bit
-    except zipfile.BadZipFile as e:
+    except Exception as e:  # zipfile's, which has several
         damaged = one_line(e)
     if damaged:
         raise UserError(f"{path} is not a usable checkpoint: {damaged} is damaged")
@@ -124,7 +124,7 @@ def unpickle(path):
                         "a directory, or gpt2 ... gpt2-xl")
     try:
         zipfile.ZipFile(path).close()
-    except Exception:  # zipfile's, which has several
+    except Exception:  # zipfile's
         raise UserError(f"{path} is not a usable checkpoint: torch.save writes zip files, and this "
                         "is none, or a part of one")
     try:
