@@ -251,6 +251,6 @@ class Run:
         """Assuming that all steps take as long as those done so far -> text"""
         done = step - self.start_step
         if done == 0:
-            return "time left: known after some steps"
+            return "time left: known after a few steps"
         seconds = (time.time() - self.record.began) / done * (self.last_step - step)
         return f"{seconds / 60:.1f} min left"
