@@ -53,6 +53,7 @@ def test_a_row_is_written_as_it_comes(tmp_path, monkeypatch):
     assert on_disk == [["first"], ["first", "second"]]
 
 
+@pytest.mark.slow
 def test_one_command_writes_the_report(tmp_path):
     """Each measurement in a process of its own. Without a card --gpu takes tiny models."""
     command = [sys.executable, os.path.join(ROOT, "tools", "bench.py"), f"--out={tmp_path}", "--gpu", "--quick",

@@ -88,6 +88,7 @@ def test_a_bar_counts_the_steps(tmp_path):
     assert run.losses == [9.5, 8.5, 7.5] and bar.n == 3
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_a_message_is_said_below_it(history):
     """The first messages have losses of other seeds; beside them stand those of 1337, as recorded."""
     ends = {run["chapter"]: (run["losses"][0], run["losses"][-1]) for run in read_record() if run["seed"] == 1337}

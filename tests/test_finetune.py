@@ -258,7 +258,7 @@ def test_a_batch_in_parts_is_the_same_batch(tune):
     assert all(abs(logs[0]["train"][step] - logs[1]["train"][step]) < 1e-5 for step in logs[0]["train"])
 
 
-@pytest.mark.parametrize("task", ["choose", "embed"])
+@pytest.mark.parametrize("task", [pytest.param("choose", marks=pytest.mark.slow), "embed"])
 def test_two_processes_are_one(task, tune, tmp_path, language_model):
     """torchrun with two processes: the losses of one, to 1e-5. In embed each sees the other's negatives."""
     flags = ["--dropout=0", "--epochs=2"]

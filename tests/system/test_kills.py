@@ -74,7 +74,7 @@ def test_a_run_killed_at_any_moment_loses_nothing(processes, dtype, kills, steps
 
 # --- fineweb.py -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_killed_with_sigkill(workers, make, corpus, tmp_path):
     """A real process, really killed, three times after some shards: the fourth run ends with the undisturbed shards."""
     command = [sys.executable, os.path.join(ROOT, "fineweb.py"), f"--files={corpus}", "--shard_size=3000",

@@ -93,8 +93,8 @@ def test_two_processes_measure_hellaswag_together(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, said", [
     (["--data_root=nowhere"], "no train shards in nowhere"),
-    (["--B=3"], "--total_batch_size=192"),
-    (["--resume=gone.pt"], "there is no model gone.pt"),
+    pytest.param(["--B=3"], "--total_batch_size=192", marks=pytest.mark.slow),
+    pytest.param(["--resume=gone.pt"], "there is no model gone.pt", marks=pytest.mark.slow),
 ], ids=lambda v: v[0] if isinstance(v, list) else "")
 def test_an_error_that_all_processes_share_is_said_once(flags, said, torchrun):
     """Two processes, one line, no traceback of ours, no hang."""
