@@ -135,7 +135,7 @@ def test_gpt2s_tokenizer_as_tokenizer_json(text):
 @pytest.mark.parametrize("name, said", [
     ("bpe:256", "bpe:257 (a token for each byte"), ("bpe:9" + 20 * "9", "to bpe:1000000"),
     ("gpt", "neither gpt2, char, bpe:8000"), ("shards/tokenizer.json", "neither gpt2, char, bpe:8000"),
-    (os.path.join(ROOT, "assets", "reference.png"), "not a usable tokenizer.json")])
+    (os.path.join(ROOT, "assets", "run.png"), "not a usable tokenizer.json")])
 def test_a_tokenizer_that_is_none(name, said):
     """The line says what may stand there."""
     assert said in refusal(make_tokenizer, name)

@@ -25,6 +25,7 @@ import finetune
 import train_gpt2
 from support.arithmetic import PEAKS, count_parameters
 from support.files import ASSETS, asset, read_json
+from support.health import read_reference
 from support.tokenizer import gpt2_tokenizer, tokenize_file
 from tools import ROOT
 
@@ -493,12 +494,12 @@ def draw_laptop():
     last, loss, _ = curve[-1]
     place, parts = plot((0, last), (1.5, 5.2), [0, 1000, 2000, 3000, last],
                         {y: str(y) for y in (2, 3, 4, 5)}, frame=(70, 30, 750, 340))
-    names = ["single characters", "pairs", "triples", "fours"]
+    names = ["single characters", "bigrams", "trigrams", "four-grams"]
     lines = [("a uniform guess", math.log(128)), *zip(names, costs, strict=True)]
     for name, cost in lines:
         parts.append(line([place(0, cost), place(last, cost)], "dashed"))
         x, y = place(last, cost)
-        below = name == "fours"
+        below = name == "four-grams"
         parts.append(text(x, y + 20 if below else y - 8, f"{name} {cost:.2f}", "right small"))
     band = [place(step, mean + 3 * spread) for step, mean, spread in curve]
     band += [place(step, mean - 3 * spread) for step, mean, spread in reversed(curve)]
@@ -510,8 +511,33 @@ def draw_laptop():
               text(445, 418, "step; loss in nats per character, of ten seeds (band: three times "
                              "their standard deviation)", "small")]
     return page(434, "The laptop's loss and n-gram counts",
-                "The validation loss of the laptop preset falls below what counting characters, "
-                "pairs and triples reaches, and ends just above fours.", parts)
+                "The validation loss of the laptop preset falls below the losses of single "
+                "characters, bigrams and trigrams, and ends just above four-grams.", parts)
+
+
+def draw_reference():
+    columns = read_reference()
+    runs = [[(step, loss) for step, loss in zip(columns["step"], columns[name], strict=True)
+             if step >= 500] for name in ("val_a", "val_b")]
+    last = int(runs[0][-1][0])
+    place, parts = plot((0, last), (2.9, 5.4), [0, 5000, 10000, 15000, last],
+                        {y: str(y) for y in (3, 3.5, 4, 4.5, 5)}, frame=(70, 30, 750, 340))
+    parts += [line([place(*point) for point in runs[0]], "thick blue"),
+              line([place(*point) for point in runs[1]], "dashed orange"),
+              line([place(0, 3.2924), place(last, 3.2924)], "dashed"),
+              text(place(8000, 0)[0], place(0, 3.33)[1], "OpenAI's GPT-2 124M: 3.29", "left small")]
+    for step, loss, label in ((1000, 4.88, "sync flag set too late: 4.88 at step 1000"),
+                              (last, 3.1681, "no warm-up: 3.168")):
+        x, y = place(step, loss)
+        parts.append(f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+        parts.append(text(x + 14, y + 5, label, "left red") if step < last else
+                     text(x - 14, y - 1, label, "right red"))
+    parts += [line([(470, 52), (506, 52)], "thick blue"), text(518, 58, "run A", "left"),
+              line([(470, 80), (506, 80)], "dashed orange"), text(518, 86, "run B", "left"),
+              text(445, 418, "step; validation loss in nats per token", "small")]
+    return page(434, "The validation loss of two public runs",
+                "From 5.3 at step 500 to 3.07 at the end. After a third of the run it is below "
+                "OpenAI's GPT-2. Two faults lie above the curve.", parts)
 
 
 def draw_faults():
@@ -587,8 +613,8 @@ def draw_inputs():
 PICTURES = {"block": draw_block, "heads": draw_heads, "mask": draw_mask,
             "dataflow": draw_dataflow, "shift": draw_shift, "stream": draw_stream,
             "batch": draw_batch, "step": draw_step, "micro_step": draw_micro_step,
-            "schedule": draw_schedule, "laptop_curve": draw_laptop, "faults": draw_faults,
-            "inputs": draw_inputs}
+            "schedule": draw_schedule, "laptop_curve": draw_laptop,
+            "reference": draw_reference, "faults": draw_faults, "inputs": draw_inputs}
 
 
 def main(argv):
