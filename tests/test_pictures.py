@@ -76,7 +76,7 @@ def test_what_a_table_of_counts_pays():
 
 def test_the_lines_of_the_laptops_picture_are_those_of_its_text(drawn):
     """Counted on nine tenths of input.txt, paid on the last tenth, as everywhere in the docs."""
-    for label in ("single characters 3.35", "pairs 2.49", "triples 2.04", "fours 1.75", "ends at 1.78"):
+    for label in ("single characters 3.35", "bigrams 2.49", "trigrams 2.04", "four-grams 1.75", "ends at 1.78"):
         assert label in drawn["laptop_curve"]
 
 
