@@ -371,7 +371,8 @@ def export(name, directory, config):
         model, tokenizer, _ = load_model(name)
         save_pretrained(model, directory, tokenizer)
         reader = "transformers' AutoModelForCausalLM.from_pretrained, or python play.py sample"
-    print(f"wrote {directory}, to be read by {reader}")
+    print(f"wrote {directory}, to be read by {reader}; prompt and new tokens together: at most "
+          f"{model.config.block_size}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ Checkpoints: find, read, restore, save and rotate them. Come here when a checkpo
 when a run resumed from another one than you expected. What a checkpoint contains is visible in
 train_gpt2.py, where run.turn is called.
 """
+import contextlib
 import glob
 import hashlib
 import os
@@ -37,7 +38,8 @@ def find(resume, log_dir, init_from=""):
     if resume == "auto":
         paths, run = list_all(log_dir)[::-1], read_identity(log_dir)[0]
         if not paths:
-            print0(f"no checkpoint in {log_dir}: starting a new run{beside(log_dir)}")
+            print0(f"no checkpoint in {log_dir}: starting a new run with the flags you gave"
+                   f"{beside(log_dir)}")
     for path in paths:
         try:
             checkpoint = read_state(path, run)
@@ -56,10 +58,11 @@ def find(resume, log_dir, init_from=""):
 def beside(log_dir):
     """A hint at a directory beside log_dir that has a checkpoint -> text, "" if there is none"""
     pattern = os.path.join(glob.escape(os.path.dirname(os.path.normpath(log_dir))), "*", "*.pt")
-    others = [path for path in sorted(glob.glob(pattern)) if is_checkpoint(os.path.basename(path))]
-    if not others:
-        return ""
-    return f"; to continue {others[-1]}: --log_dir={os.path.dirname(others[-1])}"
+    for path in sorted(glob.glob(pattern), key=os.path.getmtime, reverse=True):
+        with contextlib.suppress(UserError):  # a damaged one is no hint
+            if is_checkpoint(os.path.basename(path)) and not is_tuned(path):
+                return f"; to continue {path}: --log_dir={os.path.dirname(path)}"
+    return ""
 
 
 def newest(run_directory):

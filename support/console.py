@@ -134,6 +134,9 @@ def run_program(run, argv=None):
         say(error)
     except KeyboardInterrupt:
         exit_code = 130  # a shell's code for Ctrl-C
+    except BrokenPipeError:  # `| head` has read enough
+        exit_code = 141  # a shell's code for SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
     except ModuleNotFoundError as error:  # a package that only some commands need
         exit_code = 2
         say(UserError(missing_package(error), who="me"))

@@ -192,6 +192,8 @@ class Run:
         advice = "this run has written no checkpoint"
         if checkpoints.list_all(self.config.log_dir):
             advice = "continue with --resume=auto"
+            if self.config.log_dir != "log":
+                advice += f" --log_dir={self.config.log_dir}"
         print0(f"stopped by {reason}: {self.step} steps are done; {advice}")
 
     @contextlib.contextmanager

@@ -176,7 +176,7 @@ def refuse(message):
     if "--tokenizer: invalid choice" in message:  # shards may have any tokenizer, a text two
         name = message.split("'")[1]
         raise UserError(f"{message}. Another one makes shards first: python fineweb.py "
-                        f"--files=input.txt --tokenizer={name} --out=shards")
+                        f"--files=YOUR_TEXT --tokenizer={name} --out=shards")
     raise UserError(f"{message} (--help lists the flags)")
 
 
@@ -294,7 +294,7 @@ def check(gpt_config, config):
                         f"{gpt_config.n_head}: the heads share the channels")
     if config.T > gpt_config.block_size:
         raise UserError(f"T {config.T} is longer than block_size {gpt_config.block_size}: try "
-                        f"--T={gpt_config.block_size}")
+                        f"--T={gpt_config.block_size}, or --block_size={config.T} for a new model")
     if config.val_tokens < config.T:
         raise UserError(f"val_tokens {config.val_tokens} is less than one row of T {config.T}: try "
                         f"--val_tokens={config.T}")

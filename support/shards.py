@@ -131,8 +131,7 @@ def load_data(data_root, tokenizer_name, T, start=None):
             shard.n_vocab = data.tokenizer.n_vocab
         name = data.tokenizer.spec["name"]
         if name != tokenizer_name:
-            print0(f"the tokenizer is {name}, with which {data_root} was made: --tokenizer is for "
-                   "text files")
+            print0(f"the tokenizer is {name}, the one that {data_root} was made with")
     for split in ("train", "val"):
         tokens = sum(map(len, getattr(data, split)))
         if tokens <= T:

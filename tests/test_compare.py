@@ -116,7 +116,7 @@ ZIGZAG = np.array([1, -1] * 8)  # mean 0; its standard deviation is 1.03 with 16
     (0.05 + 0.01 * ZIGZAG[:8], "train", "B is worse by 0.0500 +- 0.0038 (p = 3e-06, 8 pairs)", True),
     (0.05 + 0.01 * ZIGZAG[:8], "hella", "B is better by 0.0500 +- 0.0038 (p = 3e-06, 8 pairs)", True),
     (0.01 * ZIGZAG, "val",
-     "no difference seen in 16 pairs: one of 0.0079 would have been found with power 0.8", True),
+     "no difference seen in 16 pairs (+0.0000 +- 0.0026): one of 0.0079 would have been found with power 0.8", True),
     (-0.01 + 0.01 * ZIGZAG[:8], "val", "not decided yet: about 4 more pairs", False),
     (0.001 + 0.01 * ZIGZAG[:8], "val", "not decided yet: at this rate 16 pairs will not show a difference", False),
 ])

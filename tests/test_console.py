@@ -93,6 +93,13 @@ def test_nobody_reads_the_output_any_more():
     assert (code, out) == (0, "0\n") and err.endswith("done") and err.count("warning: the output cannot") == 1
 
 
+def test_head_has_read_enough():
+    """`play.py sample ... | head -1`: no traceback, which would look like a bug."""
+    _, out, err = run("def program(argv):\n    for i in range(100_000):\n        print(i)\nrun_program(program)",
+                      shell="head -1")
+    assert (out, err) == ("0\n", "")
+
+
 def test_closed_outputs_end_no_run(tmp_path):
     """`>&- 2>&-`: Python has no streams then. The next file to be opened is not taken for one of them."""
     code = ("import os\nfrom support.console import print0, run_program\ndef program(argv):\n    print0('a line')\n"

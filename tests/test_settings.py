@@ -62,7 +62,7 @@ def test_a_slip_is_one_line_that_says_what_is_wrong(argv, said):
 def test_a_tokenizer_for_shards_names_the_program_that_makes_them():
     """A text file is read with gpt2 or char; any other tokenizer is trained, or fetched, by fineweb.py."""
     line = refusal(resolve, "--preset=laptop", "--tokenizer=bpe:300")
-    assert line.endswith("python fineweb.py --files=input.txt --tokenizer=bpe:300 --out=shards")
+    assert line.endswith("python fineweb.py --files=YOUR_TEXT --tokenizer=bpe:300 --out=shards")
 
 
 def test_a_dash_is_as_good_as_an_underscore():
@@ -180,9 +180,9 @@ def test_resume_auto_without_a_checkpoint_begins_a_run(checkpoint, tmp_path, cap
     chosen = resolve("--resume=auto", f"--log_dir={tmp_path / 'lgo'}/")
     assert chosen.config.resume == "" and chosen.start is None
     out = capsys.readouterr().out
-    assert f"no checkpoint in {tmp_path / 'lgo'}/: starting a new run; to continue {checkpoint}: --log_dir=" in out
+    assert f"{tmp_path / 'lgo'}/: starting a new run with the flags you gave; to continue {checkpoint}: " in out
     resolve("--resume=auto", f"--log_dir={tmp_path / 'gone' / 'lgo'}")
-    assert capsys.readouterr().out.endswith("lgo: starting a new run\n")
+    assert capsys.readouterr().out.endswith("lgo: starting a new run with the flags you gave\n")
 
 
 def test_resume_takes_the_directory_of_a_run(checkpoint, tmp_path):
@@ -294,7 +294,7 @@ def test_a_share_is_below_1(flag):
 @pytest.mark.parametrize("flags, said", [
     ("--seed=8589934593", "--seed=8589934593: must be at most 8589934592"),
     ("--n_head=7", "n_embd 768 is not divisible by n_head 7"),
-    ("--T=2048", "T 2048 is longer than block_size 1024: try --T=1024"),
+    ("--T=2048", "T 2048 is longer than block_size 1024: try --T=1024, or --block_size=2048"),
     ("--val_tokens=10", "val_tokens 10 is less than one row of T 1024: try --val_tokens=1024"),
     ("--max_lr=1e-5", "min_lr 6e-05 is above max_lr 1e-05: try --min_lr=1e-06"),
     ("--offload", "--offload moves the shares that --shard makes: give --shard too"),

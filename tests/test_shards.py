@@ -234,7 +234,7 @@ def test_a_directory_brings_its_own_tokenizer(make):
 def test_a_run_records_the_tokenizer_of_its_shards(make, tmp_path, capsys):
     """--tokenizer=char beside shards of GPT-2's tokens is not silently ignored, and not what settings.json says."""
     train_gpt2.run([*TINY, f"--data_root={make('out')}", f"--log_dir={tmp_path / 'log'}", "--max_steps=1"])
-    assert "the tokenizer is gpt2, with which" in capsys.readouterr().out
+    assert "the tokenizer is gpt2, the one that" in capsys.readouterr().out
     settings = json.loads((tmp_path / "log" / "settings.json").read_text())
     assert settings["train_config"]["tokenizer"] == settings["tokenizer"]["name"] == "gpt2"
 

@@ -192,16 +192,15 @@ def more_pairs(differences, looks):
 def verdict(differences, looks, metric):
     """Differences B - A at a look -> a sentence, and whether it is the last word"""
     n = len(differences)
-    mean = differences.mean()
+    mean, error = differences.mean(), differences.std(ddof=1) / np.sqrt(n)
     if p_value(differences) < looks[n]:
         is_better = mean > 0 if metric == "hella" else mean < 0
-        error = differences.std(ddof=1) / np.sqrt(n)
         return (f"B is {'better' if is_better else 'worse'} by {abs(mean):.4f} +- {error:.4f} "
                 f"(p = {p_value(differences):.1g}, {n} pairs)"), True
     if n == max(looks):
         least = max(least_difference(differences, looks[n]), 1e-4)  # the digits of a log
-        return (f"no difference seen in {n} pairs: one of {least:.4f} would have been found with "
-                "power 0.8"), True
+        return (f"no difference seen in {n} pairs ({mean:+.4f} +- {error:.4f}): one of {least:.4f} "
+                "would have been found with power 0.8"), True
     more = more_pairs(differences, looks)
     return ("not decided yet: " + (f"about {more} more pairs" if more else
             f"at this rate {max(looks)} pairs will not show a difference")), False
@@ -356,11 +355,13 @@ def main(argv):
             raise UserError("A and B are the same code with the same flags: change one of them")
         check_plan(versions, config)
         names = [str(version) for version in versions]
-        print("\n".join(names), flush=True)
+        print("\n".join(names))
+        print(f"up to {config.pairs} pairs of runs. What a run prints goes into {config.out}/a-"
+              f"{config.seed}.txt, and so on", flush=True)
         if config.equal_time:
             versions = at_equal_time(versions, config)
         logs = compare(versions, config)
-    if not config.equal_time:
+    if not config.equal_time and not same_bits(*logs):
         print_time(*logs)
     picture = os.path.join(config.out, "bands.png")
     plot.save(draw(logs, names, config.metric), picture)
