@@ -20,15 +20,17 @@ import train_gpt2
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """
-    `python -m pytest`, and nothing after it: on all cores, up to eight, where pytest-xdist is installed. A part of
-    the tests runs in this process: one test starts sooner there, and those of a card share it.
+    With pytest-xdist, `python -m pytest` runs the whole suite on all cores, up to eight. Everything else runs in this
+    process: some of the tests, which start sooner here; -s and --trace, which need it; and the suite on a machine with
+    a card, because some tests measure the card's memory.
     """
     option = config.option
-    is_part = option.file_or_dir or option.keyword or option.markexpr != "not slow" or option.collectonly
+    is_part = option.file_or_dir or option.keyword or option.markexpr != "not slow"
+    in_this_process = is_part or option.capture == "no" or option.trace or torch.cuda.is_available()
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and not (is_part or is_worker):
+    if config.pluginmanager.hasplugin("xdist") and option.numprocesses is None and not (in_this_process or is_worker):
         option.numprocesses, option.maxprocesses, option.dist = "auto", 8, "worksteal"
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: they share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers inherit it: each has one core
 
 
 def pytest_configure():
