@@ -64,7 +64,8 @@ def test_two_machines_are_one_run(tmp_path, text, train):
     """Two torchruns that meet at a port, as on two machines: the losses of one process."""
     one = train("one")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29517", "--rdzv-id=two", "--local-addr=127.0.0.1"]
+                "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=two",
+                "--local-addr=127.0.0.1"]
     runs = [subprocess.Popen([*torchrun, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}",
                               f"--log_dir={tmp_path / 'two'}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
@@ -233,7 +234,8 @@ def test_shares_within_machines_copies_between(train, tmp_path, text):
     """--shard=node on two machines of two processes, which meet at a port: a mesh of 2 copies by 2 shares."""
     one = train("one", "--B=1", "--total_batch_size=256")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2",
-                "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:29518", "--rdzv-id=mesh", "--local-addr=127.0.0.1"]
+                "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=mesh",
+                "--local-addr=127.0.0.1"]
     runs = [subprocess.Popen([*torchrun, os.path.join(ROOT, "train_gpt2.py"), *TINY, f"--data_root={text}", "--B=1",
                               "--shard=node", f"--log_dir={tmp_path / 'four'}"], stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
