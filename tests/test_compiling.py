@@ -143,8 +143,9 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("what, reason", [
-    ("late", None), ("fails", "Exception: PTXASError (process 1)"),
-    ("refused", "RuntimeError: torch.compile is not supported on Python 3.99+ (process 1)")])
+    ("fails", "Exception: PTXASError (process 1)"), pytest.param("late", None, marks=pytest.mark.slow),
+    pytest.param("refused", "RuntimeError: torch.compile is not supported on Python 3.99+ (process 1)",
+                 marks=pytest.mark.slow)])
 def test_all_processes_compile_or_none_does(what, reason, tmp_path):
     """
     Where compiling fails in one process, all go on without it: DDP needs one model. Where it takes one of them longer

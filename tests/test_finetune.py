@@ -581,7 +581,7 @@ def test_commands(language_model, tune, tmp_path):
     assert "passages.jsonl, line 3: this character" in refusal(finetune.run, ["search", embedder, str(passages), "he"])
 
 
-@pytest.mark.parametrize("task", ["classify", "embed", "choose"])
+@pytest.mark.parametrize("task", ["classify", "embed", pytest.param("choose", marks=pytest.mark.slow)])
 def test_the_demo_needs_nothing(task, tmp_path, monkeypatch, capsys):
     """Offline, without a model: it says that weights are random; with a checkpoint in log/ it takes that."""
     monkeypatch.chdir(tmp_path)

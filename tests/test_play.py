@@ -431,6 +431,7 @@ def test_out_of_memory_is_a_line(checkpoint, monkeypatch, play_refuses):
     assert "out of memory in sample: try fewer --num_samples" in play_refuses("sample", checkpoint, "x", "--device=cpu")
 
 
+@pytest.mark.slow
 def test_without_docstrings():
     """python -OO leaves them out: --help has less to say, that is all."""
     command = [sys.executable, "-OO", os.path.join(ROOT, "play.py"), "--help"]

@@ -37,6 +37,7 @@ def test_two_processes_take_exactly_the_steps_of_one(train, torchrun, tmp_path):
             assert abs(one[stream][step] - two[stream][step]) <= tolerance, (stream, step)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(train, torchrun, tmp_path):
     """Saved by one process, resumed by two: the same data in the same order, the same losses to 1e-5."""
     whole = train("log", "--save_every=5", "--keep_last=5")
@@ -116,6 +117,7 @@ def test_an_error_of_one_process_ends_all(tmp_path, torchrun):
     assert "has token 60000 at offset 1480" in result.stderr and "line" not in result.stderr.split("error: ")[0]
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_when_a_loss_is_not_finite(torchrun):
     result = torchrun(2, "log", "--max_lr=1e30", "--min_lr=1e30", "--max_steps=30")
     assert result.returncode != 0 and result.stderr.count("error: step ") == 1, result.stderr
