@@ -181,8 +181,10 @@ def transposed(weights):
 def their_config(config, tokenizer, **more):
     """A GPTConfig -> transformers' GPT2Config"""
     from transformers import GPT2Config
-    shape = dict(n_positions=config.block_size, vocab_size=config.vocab_size,
-                 n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    # llama.cpp's converter needs n_ctx, the older name of n_positions
+    shape = dict(n_positions=config.block_size, n_ctx=config.block_size,
+                 vocab_size=config.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
+                 n_embd=config.n_embd)
     return GPT2Config(**{**shape, "bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot,
                          **more})
 

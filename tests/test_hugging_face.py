@@ -26,6 +26,14 @@ def test_save_and_load_is_the_identity(n_layer, n_head, tmp_path):
         assert (a[:97] if name in ("transformer.wte.weight", "lm_head.weight") else a).equal(b), name
 
 
+def test_the_fields_that_other_programs_read(tmp_path):
+    """llama.cpp's converter needs n_ctx, which transformers no longer writes by itself."""
+    save_pretrained(random_model(GPTConfig(16, 128, 1, 2, 4)), tmp_path, make_tokenizer("char", "abc"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 16
+    assert config["bos_token_id"] == config["eos_token_id"] == 0 and config["vocab_size"] == 4
+
+
 # --- files of all ages ----------------------------------------------------------------------------
 
 @pytest.fixture
