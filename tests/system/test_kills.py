@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
-from small_runs import (ROOT, assert_same_bits, contents, finish, plain, read_log, some_documents, start_run, stream,
-                        wait_for)
+from small_runs import (ROOT, WITH_DROPOUT, assert_same_bits, contents, finish, plain, read_log, some_documents,
+                        start_run, stream, wait_for)
 
+import train_gpt2
 from tools.children import kill_family
 
 # --- train_gpt2.py --------------------------------------------------------------------------------
@@ -20,7 +21,7 @@ from tools.children import kill_family
 def test_asked_to_stop_a_run_saves_and_goes_on_later(processes, number, tmp_path):
     """The step is finished and saved; exit code 0; the resumed run ends as one that was never stopped."""
     flags = ("--dtype=float32", "--max_steps=100")
-    finish(start_run(1, tmp_path / "whole", *flags, "--save_every=100"))
+    train_gpt2.run([*WITH_DROPOUT, f"--log_dir={tmp_path / 'whole'}", *flags, "--save_every=100"])
     run = start_run(processes, tmp_path / "parts", *flags, "--save_every=9999")
     assert wait_for(run, "step     9 | loss:")
     os.kill(run.pid, number)
