@@ -80,7 +80,7 @@ def backward():
     yield f"backward  dloss/dz = 2 (z - 4) = {2 * (z - 4):.0f}"
     yield f"          dloss/dw = 2 * x = {w.grad:.0f}    dloss/db = 2 * 1 = {b.grad:.0f}"
     yield f"          dloss/dx = 2 * w = {x.grad:.0f}"
-    yield f"check     w = 2.001 makes the loss {growth:.6f} larger: {growth / 0.001:.3f} for 1"
+    yield f"check     w = 2.001 makes the loss {growth:.6f} larger: {growth / 0.001:.3f} per unit"
 
 
 def accumulation():
