@@ -453,6 +453,8 @@ def test_fineweb_edu_and_a_connection_that_breaks(make, fineweb_refuses, monkeyp
     asked, files = [], [some_documents(seed=i) for i in range(4)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: asked.append((args, kw)) or Pretended(files))
     monkeypatch.setattr(fineweb, "reach_dataset", lambda dataset, name: None)
+    usage = shutil.disk_usage("/")._replace(free=10**12)  # all of it would take 20 GB
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     files[2].insert(100, "the line goes dead")
     err = fineweb_refuses("out", FINEWEB_EDU)
     assert "cannot read piece 2 of the dataset after row 100 (ConnectionError: Read timed out)" in err
