@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from support.console import UserError, one_line, print_beside_bar, print_here, run_program
 from support.hub import explain_status, failures_explained, prepare, reach_dataset
-from support.settings import check_least, check_most, parse
+from support.settings import check_least, check_most, parse, refuse_unused
 from support.shard_directory import (check_directory, describe_work, find_meta, is_complete,
                                      lock_part, new_meta, shard_name, summary, write_meta,
                                      write_shard)
@@ -101,17 +101,14 @@ def check_config(config, k):
                         "train on: try --max_shards=2")
 
 
-def check_unused(typed):
+def check_unused(typed, config):
     """UserError for a typed flag that would have no effect beside another one."""
-    files = typed.get("files", "")
-    rules = [  # (which flag, is it there, the flags that it makes useless)
-        ("--check", "check" in typed, typed.keys() - {"check"}),
-        ("--files", files, {"dataset", "name", "stream"}),
-        (f"--files={files}", files.lower().endswith(".txt"), {"text_key", "strict"})]
-    for beside, is_there, names in rules:
-        for name in typed:
-            if is_there and name in names:
-                raise UserError(f"--{name} has no effect with {beside}: leave it out")
+    if config.check:
+        refuse_unused(typed, *(name for name in typed if name != "check"), where="with --check")
+    if config.files:
+        refuse_unused(typed, "dataset", "name", "stream", where="with --files")
+    if config.files.lower().endswith(".txt"):
+        refuse_unused(typed, "text_key", "strict", where=f"with --files={config.files}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -626,8 +623,8 @@ def report(config, meta, prefix):
 
 def main(argv):
     typed = parse(argv, __doc__, ShardConfig, may_be_empty=("name",))  # some datasets have no name
-    check_unused(typed)
     config = ShardConfig(**typed)
+    check_unused(typed, config)
     if config.check:
         problems = check_directory(config.check)
         if problems:

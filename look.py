@@ -34,7 +34,7 @@ from support.files import asset, atomic_write, check_replaceable
 from support.hellaswag_file import read_examples
 from support.processes import orderly_end
 from support.prompts import read_prompt, tokenize
-from support.settings import check_least, check_most, parse
+from support.settings import check_least, check_most, parse, refuse_unused
 from support.tokenizer import text_bytes, token_bytes
 from train_gpt2 import TrainConfig, load_model, setup_distributed
 
@@ -419,26 +419,17 @@ def parse_args(argv):
     if not 1 <= len(names) <= 2:
         raise UserError("give one model or two, and then a text: python look.py MODEL "
                         '"To be, or" (or --hellaswag=ITEMS.jsonl instead of the text)')
-    if (config.hellaswag and len(names) == 2
-            and not (os.path.exists(names[1]) or names[1].startswith("gpt2"))):
-        raise UserError(f"there is no model {names[1]}, and with --hellaswag no text is read: "
-                        "leave it out")
     check_least(config, 0, "generate", "temperature", "seed")
     check_most(config, 2**63 - 1, "seed")
-    check_unused(typed)
+    if config.hellaswag:
+        refuse_unused(typed, "generate", where="with --hellaswag")
+    else:
+        refuse_unused(typed, "item", where="without --hellaswag")
+    if not config.generate:
+        refuse_unused(typed, "temperature", "seed", where="without --generate")
     if os.path.splitext(config.out)[1] != ".html":
         raise UserError(f"--out={config.out}: the name must end in .html")
     return names, text, config
-
-
-def check_unused(typed):
-    """UserError for a typed flag that would have no effect."""
-    for name, other in (("item", "hellaswag"), ("temperature", "generate"), ("seed", "generate")):
-        if name in typed and not typed.get(other):
-            raise UserError(f"--{name} has no effect without --{other}: add it, or leave --{name} "
-                            "out")
-    if "generate" in typed and "hellaswag" in typed:
-        raise UserError("--generate is for a text, not for --hellaswag: leave one of them out")
 
 
 def read_example(path, number):

@@ -254,6 +254,13 @@ def check_names(argv, parser):
 
 # --- values that cannot work ----------------------------------------------------------------------
 
+def refuse_unused(typed, *names, where):
+    """UserError if one of these flags was typed: it would have no effect `where`."""
+    for name in names:
+        if name in typed:
+            raise UserError(f"--{name} has no effect {where}: leave it out")
+
+
 def check_least(config, least, *names):
     """UserError if one of these numbers is below `least`, infinite or nan."""
     for name in names:

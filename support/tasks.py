@@ -24,6 +24,7 @@ import numpy as np
 
 from support.console import UserError, print0
 from support.files import atomic_write
+from support.settings import refuse_unused
 from support.shakespeare import demo_entries
 
 MOST_PAIRS = 2000  # of embed, to measure on
@@ -168,12 +169,11 @@ def report_problems(problems):
 
 def check_flags(task_name, tune, typed):
     """UserError for a typed flag that has no effect on the task. tune: all, head or biases"""
-    has_effect = {"temperature": task_name == "embed",
-                  "lm_weight": task_name != "embed" and tune != "head"}
-    for name, is_used in has_effect.items():
-        if name in typed and not is_used:
-            raise UserError(f"--{name} has no effect on {task_name} with --tune={tune}: leave it "
-                            "out")
+    where = f"on {task_name} with --tune={tune}"
+    if task_name != "embed":
+        refuse_unused(typed, "temperature", where=where)
+    if task_name == "embed" or tune == "head":
+        refuse_unused(typed, "lm_weight", where=where)
 
 
 def read_training_items(path, task):
