@@ -398,6 +398,14 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(ALL[path]), link
 
 
+@pytest.mark.parametrize("page", ALL)
+def test_hidden_answers_are_hidden(page):
+    """<details> and </details> begin a line of their own: inside a paragraph, GitHub shows the answer or its markup."""
+    tags = re.findall(r"^.*</?details>.*$", ALL[page], re.MULTILINE)
+    assert all(re.fullmatch(r"<details>(<summary>[^<]+</summary>)?|</details>", line) for line in tags), page
+    assert sum(line == "</details>" for line in tags) * 2 == len(tags), page
+
+
 def test_pages_that_are_there_are_no_longer_coming():
     assert {path for path in COMING if os.path.exists(os.path.join(ROOT, path))} == set()
 
