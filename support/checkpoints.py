@@ -98,7 +98,7 @@ def read(path):
     try:
         with zipfile.ZipFile(path) as z:
             damaged = z.testzip()  # torch.load checks no checksum and would load a flipped bit
-    except Exception as e:  # zipfile's, which has several
+    except Exception as e:  # a damaged file makes zipfile raise many kinds
         damaged = one_line(e)
     if damaged:
         raise UserError(f"{path} is not a usable checkpoint: {damaged} is damaged")
@@ -127,7 +127,7 @@ def unpickle(path):
                         "a directory, or gpt2 ... gpt2-xl")
     try:
         zipfile.ZipFile(path).close()
-    except Exception:  # zipfile's
+    except Exception:  # as above: zipfile raises many kinds
         raise UserError(f"{path} is not a usable checkpoint: torch.save writes zip files, and this "
                         "is none, or a part of one")
     try:

@@ -122,10 +122,11 @@ def run_program(run, argv=None):
     Nothing else in the project does that.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed, by `>&-`: a checkpoint would get its number
-            setattr(sys, name, open(os.devnull, "w"))
+        # closed by `>&-`, it is None, and the next file to be opened would take its place
+        stream = getattr(sys, name) or open(os.devnull, "w")
         # a sample may have a character that the terminal's encoding lacks: print a ? instead
-        getattr(sys, name).reconfigure(errors="replace")
+        stream.reconfigure(errors="replace")
+        setattr(sys, name, stream)
     exit_code = 0
     try:
         run(sys.argv[1:] if argv is None else argv)
