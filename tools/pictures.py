@@ -23,6 +23,7 @@ from xml.sax.saxutils import escape
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import finetune
 import train_gpt2
+from plot import GPT2_VAL
 from support.arithmetic import PEAKS, count_parameters
 from support.files import ASSETS, asset, read_json
 from support.health import read_reference
@@ -524,14 +525,14 @@ def draw_reference():
                         {y: str(y) for y in (3, 3.5, 4, 4.5, 5)}, frame=(70, 30, 750, 340))
     parts += [line([place(*point) for point in runs[0]], "thick blue"),
               line([place(*point) for point in runs[1]], "dashed orange"),
-              line([place(0, 3.2924), place(last, 3.2924)], "dashed"),
+              line([place(0, GPT2_VAL), place(last, GPT2_VAL)], "dashed"),
               text(place(8000, 0)[0], place(0, 3.33)[1], "OpenAI's GPT-2 124M: 3.29", "left small")]
-    for step, loss, label in ((1000, 4.88, "sync flag set too late: 4.88 at step 1000"),
-                              (last, 3.1681, "no warm-up: 3.168")):
+    for step, loss, dx, look, label in (
+            (1000, 4.88, 14, "left red", "sync flag set too late: 4.88 at step 1000"),
+            (last, 3.1681, -14, "right red", "no warm-up: 3.168")):
         x, y = place(step, loss)
         parts.append(f'<circle class="blue" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-        parts.append(text(x + 14, y + 5, label, "left red") if step < last else
-                     text(x - 14, y - 1, label, "right red"))
+        parts.append(text(x + dx, y + 5, label, look))
     parts += [line([(470, 52), (506, 52)], "thick blue"), text(518, 58, "run A", "left"),
               line([(470, 80), (506, 80)], "dashed orange"), text(518, 86, "run B", "left"),
               text(445, 418, "step; validation loss in nats per token", "small")]
